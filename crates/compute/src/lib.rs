@@ -9,8 +9,10 @@
 
 pub mod batch;
 pub mod config;
+pub mod cpu;
 pub mod params;
 
 pub use batch::{Batch, Prediction, Segment};
 pub use config::{DecoderConfig, Head, Mlp, NormKind, NormPlace, Position, QkNorm};
+pub use cpu::{Cpu, Isa};
 pub use params::{Layout, ParamSpec, Params, Shape};

@@ -1,0 +1,147 @@
+//! The fast operations on a CPU: vector kernels and threads.
+//!
+//! Each file has the name of its reference in [`crate::ops`] and is tested against it. Three rules
+//! hold everywhere, and the laws in `tests/laws.rs` check them:
+//!
+//! - **A row does not know its batch.** The order of every sum inside a row is fixed by the model's shape
+//!   and the row's own length: one chain of fused multiply-adds in ascending order for a matrix
+//!   product, sixteen interleaved sums for a softmax. Tiles, blocks and tails only decide who computes
+//!   it. So decoding with a cache, a full forward and any packing give the same bits.
+//! - **Threads own outputs.** A loop is split over outputs, never over a sum.
+//! - **One arithmetic for all vector widths.** A multiply-add is always fused, so AVX-512, AVX2,
+//!   NEON and plain Rust agree to the bit in the matrix products.
+//!
+//! Not here: what the operations mean (`ops`), layers (`decoder`).
+
+mod pool;
+pub(crate) mod tile;
+
+pub mod linear;
+
+use pool::Pool;
+
+/// Vector instructions that a kernel may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Isa {
+    /// 16 floats at a time (`avx512f`, `bw`, `dq`, `vl`).
+    Avx512,
+    /// 8 floats at a time (`avx2`, `fma`).
+    Avx2,
+    /// What the compiler makes of plain Rust: NEON on aarch64.
+    Portable,
+}
+
+impl Isa {
+    /// The widest that this machine has.
+    pub fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            let avx2 = is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma");
+            let avx512 = avx2
+                && is_x86_feature_detected!("avx512f")
+                && is_x86_feature_detected!("avx512bw")
+                && is_x86_feature_detected!("avx512dq")
+                && is_x86_feature_detected!("avx512vl");
+            if avx512 {
+                return Isa::Avx512;
+            }
+            if avx2 {
+                return Isa::Avx2;
+            }
+        }
+        Isa::Portable
+    }
+}
+
+/// A CPU to compute on: its vector instructions and some threads.
+pub struct Cpu {
+    isa: Isa,
+    pool: Pool,
+}
+
+impl Cpu {
+    /// The widest instructions of this machine, and `threads` threads, the caller's among them.
+    pub fn new(threads: usize) -> Self {
+        Self::with_isa(threads, Isa::detect())
+    }
+
+    /// With chosen instructions, to compare them in tests and measurements.
+    ///
+    /// # Panics
+    ///
+    /// If the machine lacks them.
+    pub fn with_isa(threads: usize, isa: Isa) -> Self {
+        let rank = |isa| [Isa::Portable, Isa::Avx2, Isa::Avx512].iter().position(|&i| i == isa);
+        assert!(rank(isa) <= rank(Isa::detect()), "this machine has no {isa:?}");
+        Self { isa, pool: Pool::new(threads) }
+    }
+
+    /// The instructions in use.
+    pub fn isa(&self) -> Isa {
+        self.isa
+    }
+
+    /// Threads in use, the caller's among them.
+    pub fn threads(&self) -> usize {
+        self.pool.threads()
+    }
+
+    /// Runs `body(0..tasks)` on all threads; each task must own what it writes.
+    pub(crate) fn for_each(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+        self.pool.for_each(tasks, body);
+    }
+
+    /// Splits `data` into chunks of `chunk` elements and runs `body(index, chunk)` on all threads.
+    pub(crate) fn for_each_chunk<T: Send>(
+        &self,
+        data: &mut [T],
+        chunk: usize,
+        body: impl Fn(usize, &mut [T]) + Sync,
+    ) {
+        let shared = SharedMut::new(data);
+        self.for_each(shared.len.div_ceil(chunk), |i| {
+            let end = shared.len.min((i + 1) * chunk);
+            // SAFETY: chunks of different tasks do not overlap.
+            body(i, unsafe { shared.slice(i * chunk..end) });
+        });
+    }
+}
+
+impl std::fmt::Debug for Cpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Cpu({:?}, {} threads)", self.isa, self.threads())
+    }
+}
+
+/// A mutable slice that tasks share, each writing elements of its own.
+pub(crate) struct SharedMut<'a, T> {
+    start: *mut T,
+    len: usize,
+    lifetime: std::marker::PhantomData<&'a mut [T]>,
+}
+
+// SAFETY: access is only through unsafe methods whose callers promise disjoint elements.
+unsafe impl<T: Send> Sync for SharedMut<'_, T> {}
+
+impl<'a, T> SharedMut<'a, T> {
+    pub(crate) fn new(slice: &'a mut [T]) -> Self {
+        Self { start: slice.as_mut_ptr(), len: slice.len(), lifetime: std::marker::PhantomData }
+    }
+
+    /// # Safety
+    ///
+    /// No two live slices may overlap.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn slice(&self, range: std::ops::Range<usize>) -> &'a mut [T] {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        // SAFETY: inside the slice by the check, and disjoint by the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }
+    }
+
+    /// A pointer to element `at`; the writer promises what [`SharedMut::slice`] asks.
+    pub(crate) fn pointer(&self, at: usize) -> *mut T {
+        assert!(at <= self.len, "element {at} of {}", self.len);
+        // SAFETY: inside the slice or one past its end, by the check.
+        unsafe { self.start.add(at) }
+    }
+}

@@ -1,0 +1,500 @@
+//! The micro-kernel: a tile of a matrix product, `c[i][j] += sum_k a(i, k) * b(k, j)`.
+//!
+//! Every matrix product in the crate (linear maps forward and backward, attention) is made of calls of
+//! [`Isa::product`]. For each element it is one chain of fused multiply-adds over ascending `k`,
+//! continued from what `c` held: the tile's size, the vector's width and how a caller cuts `k` into
+//! blocks leave the bits unchanged.
+//!
+//! `b` is read as vectors of neighbouring `j` (lanes), `a` one number at a time, broadcast. The numbers
+//! of `a` come in one of two patterns, so that the compiler knows their offsets:
+//!
+//! - [`A::columns`]: `a(i, k) = p[k * stride + i]`: rows side by side, as a packed block or a
+//!   transposed matrix;
+//! - [`A::panels`]: `a(i, k) = p[k / 32 * block + i * 32 + k % 32]`: rows of 32 numbers, as the weight panels
+//!   of `params.rs` read sideways, or attention scores in blocks of 32 keys.
+//!
+//! Registers: with AVX-512, 12 rows by 32 lanes are 24 accumulators of the 32 registers; each step
+//! loads 2 vectors and broadcasts 12 numbers for 24 multiply-adds, so the arithmetic is the limit.
+
+use super::Isa;
+use crate::params::LANES;
+
+/// Rows of the largest tile: a caller that packs `a` packs blocks of this many rows.
+pub(crate) const ROWS: usize = 12;
+
+/// The left operand: where `a(i, k)` lies.
+#[derive(Clone, Copy)]
+pub(crate) struct A {
+    start: *const f32,
+    stride: usize,
+    panels: bool,
+}
+
+impl A {
+    /// `a(i, k) = start[k * stride + i]`.
+    pub(crate) fn columns(start: *const f32, stride: usize) -> Self {
+        Self { start, stride, panels: false }
+    }
+
+    /// `a(i, k) = start[k / 32 * block + i * 32 + k % 32]`.
+    pub(crate) fn panels(start: *const f32, block: usize) -> Self {
+        Self { start, stride: block, panels: true }
+    }
+
+    /// # Safety
+    ///
+    /// Row `i` must be inside the operand.
+    unsafe fn from_row(self, i: usize) -> Self {
+        let step = if self.panels { i * LANES } else { i };
+        // SAFETY: inside the operand by the caller's promise.
+        Self { start: unsafe { self.start.add(step) }, ..self }
+    }
+}
+
+/// What the accumulators hold before the first product.
+#[derive(Clone, Copy)]
+pub(crate) enum Init {
+    /// What is in `c`.
+    C,
+    /// Zero.
+    Zero,
+    /// One number a lane, the same for all rows.
+    Bias(*const f32),
+}
+
+impl Isa {
+    /// `c[i * c_stride + j] = init + sum_k a(i, k) * b[k * b_stride + j]` for `i < m`, `j < lanes`.
+    ///
+    /// # Safety
+    ///
+    /// `a` holds `m` by `k` numbers in its pattern; `b` holds `k` rows of `lanes` rounded up to a multiple
+    /// of 16 readable numbers (32 where `lanes % 32 > 16`); `c` has `m` rows of `lanes`, and nobody else
+    /// reads or writes them; a bias has `lanes` numbers.
+    pub(crate) unsafe fn product(
+        self,
+        c: *mut f32,
+        c_stride: usize,
+        a: A,
+        b: *const f32,
+        b_stride: usize,
+        m: usize,
+        lanes: usize,
+        k: usize,
+        init: Init,
+    ) {
+        // SAFETY: the caller's promises; `Cpu::with_isa` checked that the machine has the instructions.
+        unsafe {
+            match self {
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx512 => x86::product_avx512(c, c_stride, a, b, b_stride, m, lanes, k, init),
+                #[cfg(target_arch = "x86_64")]
+                Isa::Avx2 => x86::product_avx2(c, c_stride, a, b, b_stride, m, lanes, k, init),
+                _ => product::<Plain, 4, 1>(c, c_stride, a, b, b_stride, m, lanes, k, init),
+            }
+        }
+    }
+}
+
+/// A vector register of `WIDTH` floats.
+trait Vector: Copy {
+    const WIDTH: usize;
+    unsafe fn load(p: *const f32) -> Self;
+    unsafe fn store(self, p: *mut f32);
+    unsafe fn splat(x: f32) -> Self;
+    /// `self + a * b`, rounded once.
+    unsafe fn add_product(self, a: Self, b: Self) -> Self;
+}
+
+/// Cuts a product into tiles of at most `MR` rows and `NV` vectors.
+#[inline(always)]
+unsafe fn product<V: Vector, const MR: usize, const NV: usize>(
+    c: *mut f32,
+    c_stride: usize,
+    a: A,
+    b: *const f32,
+    b_stride: usize,
+    m: usize,
+    lanes: usize,
+    k: usize,
+    init: Init,
+) {
+    let mut j = 0;
+    while j < lanes {
+        let left = lanes - j;
+        let wide = NV * V::WIDTH;
+        // The narrow tile serves a tail of one vector (or, where a vector is 8 wide, of 16 lanes).
+        let narrow = if wide > 16 && left <= 16 { 16 } else { wide };
+        // SAFETY: lanes `j..j + min(left, width)` and rows `i..i + rows` are inside the caller's operands.
+        unsafe {
+            let init = match init {
+                Init::Bias(p) => Init::Bias(p.add(j)),
+                other => other,
+            };
+            let mut i = 0;
+            while i < m {
+                let rows = (m - i).min(MR);
+                let at = Tile {
+                    c: c.add(i * c_stride + j),
+                    c_stride,
+                    a: a.from_row(i),
+                    b: b.add(j),
+                    b_stride,
+                    k,
+                    init,
+                };
+                if narrow == wide {
+                    at.run::<V, MR, NV>(rows, left.min(wide));
+                } else {
+                    at.run::<V, MR, 1>(rows, left);
+                }
+                i += rows;
+            }
+        }
+        j += narrow;
+    }
+}
+
+#[derive(Clone, Copy)]
+struct Tile {
+    c: *mut f32,
+    c_stride: usize,
+    a: A,
+    b: *const f32,
+    b_stride: usize,
+    k: usize,
+    init: Init,
+}
+
+impl Tile {
+    /// Chooses the kernel for this many rows; lanes that do not fill the vectors go through a buffer.
+    #[inline(always)]
+    unsafe fn run<V: Vector, const MR: usize, const NV: usize>(self, rows: usize, lanes: usize) {
+        let width = NV * V::WIDTH;
+        if lanes == width {
+            // SAFETY: as promised to `product`.
+            return unsafe { self.dispatch::<V, MR, NV>(rows) };
+        }
+        let mut buffer = [0.0f32; ROWS * LANES];
+        let mut bias = [0.0f32; LANES];
+        // SAFETY: `c` has `lanes` columns and the buffer `width`; the vectors of `b` are readable
+        // in whole, as promised to `product`.
+        unsafe {
+            let init = match self.init {
+                Init::Bias(p) => {
+                    std::ptr::copy_nonoverlapping(p, bias.as_mut_ptr(), lanes);
+                    Init::Bias(bias.as_ptr())
+                }
+                Init::C => {
+                    for i in 0..rows {
+                        let row = buffer.as_mut_ptr().add(i * width);
+                        std::ptr::copy_nonoverlapping(self.c.add(i * self.c_stride), row, lanes);
+                    }
+                    Init::C
+                }
+                Init::Zero => Init::Zero,
+            };
+            Tile { c: buffer.as_mut_ptr(), c_stride: width, init, ..self }.dispatch::<V, MR, NV>(rows);
+            for i in 0..rows {
+                let row = buffer.as_ptr().add(i * width);
+                std::ptr::copy_nonoverlapping(row, self.c.add(i * self.c_stride), lanes);
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn dispatch<V: Vector, const MR: usize, const NV: usize>(self, rows: usize) {
+        macro_rules! by_rows {
+            ($($n:literal)*) => {
+                match rows {
+                    // SAFETY: as promised to `product`.
+                    $($n if $n <= MR => unsafe { self.kernel::<V, $n, NV>() },)*
+                    _ => unreachable!("a tile of {rows} rows, at most {MR}"),
+                }
+            };
+        }
+        by_rows!(1 2 3 4 5 6 7 8 9 10 11 12)
+    }
+
+    /// The loop itself.
+    #[inline(always)]
+    unsafe fn kernel<V: Vector, const R: usize, const NV: usize>(self) {
+        // SAFETY: as promised to `product`: every address below is inside `a`, `b`, `c` or the bias.
+        unsafe {
+            let mut acc = [[V::splat(0.0); NV]; R];
+            match self.init {
+                Init::Zero => {}
+                Init::C => {
+                    for i in 0..R {
+                        for v in 0..NV {
+                            acc[i][v] = V::load(self.c.add(i * self.c_stride + v * V::WIDTH));
+                        }
+                    }
+                }
+                Init::Bias(bias) => {
+                    for v in 0..NV {
+                        let bias_v = V::load(bias.add(v * V::WIDTH));
+                        for i in 0..R {
+                            acc[i][v] = bias_v;
+                        }
+                    }
+                }
+            }
+            let mut a = self.a.start;
+            let mut b = self.b;
+            if self.a.panels {
+                let mut left = self.k;
+                while left > 0 {
+                    let inner = left.min(LANES);
+                    let mut p = a;
+                    for _ in 0..inner {
+                        step::<V, R, NV, LANES>(&mut acc, p, b);
+                        p = p.add(1);
+                        b = b.add(self.b_stride);
+                    }
+                    a = a.add(self.a.stride);
+                    left -= inner;
+                }
+            } else {
+                for _ in 0..self.k {
+                    step::<V, R, NV, 1>(&mut acc, a, b);
+                    a = a.add(self.a.stride);
+                    b = b.add(self.b_stride);
+                }
+            }
+            for i in 0..R {
+                for v in 0..NV {
+                    acc[i][v].store(self.c.add(i * self.c_stride + v * V::WIDTH));
+                }
+            }
+        }
+    }
+}
+
+/// One `k`: `R` numbers of `a`, `STEP` floats apart, times `NV` vectors of `b`.
+#[inline(always)]
+unsafe fn step<V: Vector, const R: usize, const NV: usize, const STEP: usize>(
+    acc: &mut [[V; NV]; R],
+    a: *const f32,
+    b: *const f32,
+) {
+    // SAFETY: the caller's addresses are inside its operands.
+    unsafe {
+        let mut b_v = [V::splat(0.0); NV];
+        for v in 0..NV {
+            b_v[v] = V::load(b.add(v * V::WIDTH));
+        }
+        for i in 0..R {
+            let a_i = V::splat(*a.add(i * STEP));
+            for v in 0..NV {
+                acc[i][v] = acc[i][v].add_product(a_i, b_v[v]);
+            }
+        }
+    }
+}
+
+/// Sixteen floats in plain Rust.
+#[derive(Clone, Copy)]
+struct Plain([f32; 16]);
+
+impl Vector for Plain {
+    const WIDTH: usize = 16;
+
+    #[inline(always)]
+    unsafe fn load(p: *const f32) -> Self {
+        // SAFETY: the caller's address is readable.
+        Self(unsafe { p.cast::<[f32; 16]>().read_unaligned() })
+    }
+
+    #[inline(always)]
+    unsafe fn store(self, p: *mut f32) {
+        // SAFETY: the caller's address is writable.
+        unsafe { p.cast::<[f32; 16]>().write_unaligned(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn splat(x: f32) -> Self {
+        Self([x; 16])
+    }
+
+    #[inline(always)]
+    unsafe fn add_product(mut self, a: Self, b: Self) -> Self {
+        for i in 0..16 {
+            self.0[i] = a.0[i].mul_add(b.0[i], self.0[i]);
+        }
+        self
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use super::{A, Init, Vector};
+    use std::arch::x86_64::*;
+
+    impl Vector for __m512 {
+        const WIDTH: usize = 16;
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: the caller's address is readable, and only the functions below call this.
+            unsafe { _mm512_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: as `load`.
+            unsafe { _mm512_storeu_ps(p, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as `load`.
+            unsafe { _mm512_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as `load`.
+            unsafe { _mm512_fmadd_ps(a, b, self) }
+        }
+    }
+
+    impl Vector for __m256 {
+        const WIDTH: usize = 8;
+
+        #[inline(always)]
+        unsafe fn load(p: *const f32) -> Self {
+            // SAFETY: the caller's address is readable, and only the functions below call this.
+            unsafe { _mm256_loadu_ps(p) }
+        }
+
+        #[inline(always)]
+        unsafe fn store(self, p: *mut f32) {
+            // SAFETY: as `load`.
+            unsafe { _mm256_storeu_ps(p, self) }
+        }
+
+        #[inline(always)]
+        unsafe fn splat(x: f32) -> Self {
+            // SAFETY: as `load`.
+            unsafe { _mm256_set1_ps(x) }
+        }
+
+        #[inline(always)]
+        unsafe fn add_product(self, a: Self, b: Self) -> Self {
+            // SAFETY: as `load`.
+            unsafe { _mm256_fmadd_ps(a, b, self) }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`super::Isa::product`], on a machine with these instructions.
+    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+    pub(super) unsafe fn product_avx512(
+        c: *mut f32,
+        c_stride: usize,
+        a: A,
+        b: *const f32,
+        b_stride: usize,
+        m: usize,
+        lanes: usize,
+        k: usize,
+        init: Init,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe { super::product::<__m512, 12, 2>(c, c_stride, a, b, b_stride, m, lanes, k, init) }
+    }
+
+    /// # Safety
+    ///
+    /// As [`super::Isa::product`], on a machine with these instructions.
+    #[target_feature(enable = "avx2,fma")]
+    pub(super) unsafe fn product_avx2(
+        c: *mut f32,
+        c_stride: usize,
+        a: A,
+        b: *const f32,
+        b_stride: usize,
+        m: usize,
+        lanes: usize,
+        k: usize,
+        init: Init,
+    ) {
+        // SAFETY: the caller's promises.
+        unsafe { super::product::<__m256, 6, 2>(c, c_stride, a, b, b_stride, m, lanes, k, init) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The chain that every kernel must reproduce.
+    fn reference(c: f32, a_k: impl Iterator<Item = f32>, b_k: impl Iterator<Item = f32>) -> f32 {
+        a_k.zip(b_k).fold(c, |acc, (a, b)| a.mul_add(b, acc))
+    }
+
+    fn numbers(n: usize, seed: u32) -> Vec<f32> {
+        let mut x = seed;
+        (0..n)
+            .map(|_| {
+                x = x.wrapping_mul(1664525).wrapping_add(1013904223);
+                (x >> 8) as f32 / (1 << 23) as f32 - 1.0
+            })
+            .collect()
+    }
+
+    #[test]
+    fn every_tile_gives_the_same_bits() {
+        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512];
+        let here = all.iter().position(|&isa| isa == Isa::detect()).expect("listed");
+        for &isa in &all[..=here] {
+            for (m, lanes, k) in [
+                (1usize, 32usize, 7usize),
+                (5, 31, 33),
+                (12, 17, 64),
+                (13, 16, 40),
+                (25, 64, 1),
+                (30, 40, 100),
+            ] {
+                let b_stride = lanes.next_multiple_of(32) + 16;
+                let b = numbers(k * b_stride, 1);
+                let columns = numbers(k * 40, 2);
+                let panel_block = m * 32;
+                let panels = numbers(k.div_ceil(32) * panel_block, 3);
+                let bias = numbers(lanes, 4);
+                let before = numbers(m * lanes, 5);
+                for panel_pattern in [false, true] {
+                    for init in 0..3 {
+                        let mut c = before.clone();
+                        let a = match panel_pattern {
+                            true => A::panels(panels.as_ptr(), panel_block),
+                            false => A::columns(columns.as_ptr(), 40),
+                        };
+                        let how = [Init::C, Init::Zero, Init::Bias(bias.as_ptr())][init];
+                        // SAFETY: the operands were made to the sizes asked for.
+                        unsafe {
+                            isa.product(c.as_mut_ptr(), lanes, a, b.as_ptr(), b_stride, m, lanes, k, how);
+                        }
+                        for i in 0..m {
+                            for j in 0..lanes {
+                                let a_k = (0..k).map(|k| match panel_pattern {
+                                    true => panels[k / 32 * panel_block + i * 32 + k % 32],
+                                    false => columns[k * 40 + i],
+                                });
+                                let start = [before[i * lanes + j], 0.0, bias[j]][init];
+                                let expect = reference(start, a_k, (0..k).map(|k| b[k * b_stride + j]));
+                                let got = c[i * lanes + j];
+                                assert_eq!(
+                                    got.to_bits(),
+                                    expect.to_bits(),
+                                    "{isa:?} {m}x{lanes}x{k} at {i},{j}"
+                                );
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
