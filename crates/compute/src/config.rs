@@ -226,3 +226,47 @@ impl DecoderConfig {
         Ok(())
     }
 }
+
+/// How the row of one token's queries, keys and values is cut: `[h*d | g*d | g*d]`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Heads {
+    /// `h`: query heads.
+    pub heads: usize,
+    /// `g`: key/value heads; divides `heads`.
+    pub kv_heads: usize,
+    /// `d`: channels of one head.
+    pub head_dim: usize,
+}
+
+impl Heads {
+    /// Queries of one token: `h * d`.
+    pub fn q_width(self) -> usize {
+        self.heads * self.head_dim
+    }
+
+    /// Keys (or values) of one token: `g * d`.
+    pub fn kv_width(self) -> usize {
+        self.kv_heads * self.head_dim
+    }
+
+    /// Queries, keys and values of one token: `(h + 2g) * d`.
+    pub fn qkv_width(self) -> usize {
+        self.q_width() + 2 * self.kv_width()
+    }
+
+    /// The key/value head that a query head reads: neighbours share one.
+    pub fn kv_head(self, head: usize) -> usize {
+        head / (self.heads / self.kv_heads)
+    }
+}
+
+/// How `q·k` becomes a score, and which keys are seen.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct AttentionParams {
+    /// Factor on `q·k`.
+    pub scale: f32,
+    /// Scores become `cap * tanh(score / cap)`.
+    pub softcap: Option<f32>,
+    /// A token sees itself and the `window - 1` before it.
+    pub window: Option<usize>,
+}

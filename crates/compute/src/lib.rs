@@ -8,11 +8,16 @@
 //! no clock and no file.
 
 pub mod batch;
+pub mod cache;
 pub mod config;
 pub mod cpu;
+pub mod decoder;
 pub mod params;
 
 pub use batch::{Batch, Prediction, Segment};
 pub use config::{DecoderConfig, Head, Mlp, NormKind, NormPlace, Position, QkNorm};
+pub use cache::{KvCache, SequenceId};
+pub use cpu::logprob::LogProbs;
 pub use cpu::{Cpu, Isa};
+pub use decoder::{Decoder, Recompute, Tape};
 pub use params::{Layout, ParamSpec, Params, Shape};

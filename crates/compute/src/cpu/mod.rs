@@ -15,8 +15,17 @@
 
 mod pool;
 pub(crate) mod tile;
+pub(crate) mod vector;
 
+pub mod activation;
+pub mod adamw;
+pub mod attention;
+pub mod embed;
 pub mod linear;
+pub mod logprob;
+pub mod norm;
+pub mod qk_norm;
+pub mod rope;
 
 use pool::Pool;
 

@@ -1,0 +1,691 @@
+//! Causal attention over ragged rows in prefix trees, in blocks. Reference: `ops/attention.rs`.
+//!
+//! A row's keys are cut into blocks of 32 by their *position*, so a block means the same in a training
+//! batch and in the cache of a decoder, and the two share [`attend`]: scores by one chain over the head's
+//! channels, the softmax's denominator as sixteen sums interleaved by position, the weighted values by
+//! one chain over the keys. A masked key has weight exactly 0 and adds exactly nothing. So a row's bits
+//! depend on its own keys alone, not on the rows computed beside it.
+//!
+//! At most `[48, keys]` scores exist at a time for each thread, in blocks `[key / 32][row][key % 32]`, which
+//! is the pattern that the micro-kernel broadcasts from. Backward computes them again.
+//!
+//! Letters: `s` key, `d` head size, `dp` head size rounded up to 16, `g` key/value head.
+
+use std::cell::RefCell;
+
+use super::tile::{A, Init, ROWS};
+use super::vector::{Lanes, exp, vectorized};
+use super::{Cpu, Isa, SharedMut};
+use crate::batch::Batch;
+use crate::cache::{KvCache, SequenceId};
+use crate::config::{AttentionParams, Heads};
+use crate::params::Buffer;
+
+/// Keys in one block.
+pub const KEYS: usize = 32;
+
+/// Query tokens of one forward task; each task gathers its keys for itself.
+const QUERIES: usize = 96;
+
+/// Query rows whose scores backward holds at a time.
+const BACKWARD_ROWS: usize = 4 * ROWS;
+
+/// A head's size in the scratch and in the cache: whole vectors.
+pub fn padded_head(head_dim: usize) -> usize {
+    head_dim.next_multiple_of(16)
+}
+
+/// One block of keys and values.
+#[derive(Clone, Copy)]
+pub(crate) struct Block {
+    /// `[d][32]`: channel by channel, 32 keys side by side.
+    pub(crate) keys_t: *const f32,
+    /// `[32][dp]`: key by key, padded with zeros.
+    pub(crate) values: *const f32,
+}
+
+/// Some rows (at most [`ROWS`]) of one query head, or of several heads at one position.
+#[derive(Clone, Copy)]
+pub(crate) struct Queries<'a> {
+    /// `[d][rows]`.
+    pub(crate) packed: &'a [f32],
+    pub(crate) rows: usize,
+    /// Position of the first row.
+    pub(crate) position: usize,
+    /// 1 if each row is one position later, 0 if all are at the same.
+    pub(crate) step: usize,
+}
+
+impl Queries<'_> {
+    fn position_of(&self, row: usize) -> usize {
+        self.position + row * self.step
+    }
+
+    /// The blocks that hold the keys of these rows.
+    fn blocks(&self, window: Option<usize>) -> std::ops::Range<usize> {
+        let last = self.position_of(self.rows - 1);
+        first_key(self.position, window) / KEYS..last / KEYS + 1
+    }
+}
+
+fn first_key(position: usize, window: Option<usize>) -> usize {
+    window.map_or(0, |window| (position + 1).saturating_sub(window))
+}
+
+/// Attention of a few rows: writes `out` (`[rows][dp]`), `max` and `sum` (`[rows]`).
+///
+/// `scores` is scratch; `block` tells where a block of keys lies.
+///
+/// # Safety
+///
+/// Every block of the rows' keys must be readable, and zero or finite where it holds no key yet.
+pub(crate) unsafe fn attend(
+    isa: Isa,
+    out: &mut [f32],
+    max: &mut [f32],
+    sum: &mut [f32],
+    queries: Queries<'_>,
+    p: AttentionParams,
+    head_dim: usize,
+    scores: &mut Buffer,
+    block: impl Fn(usize) -> Block,
+) {
+    let (rows, dp) = (queries.rows, padded_head(head_dim));
+    let blocks = queries.blocks(p.window);
+    scores.grow(blocks.len() * rows * KEYS);
+    let stride = rows * KEYS;
+    for (at, b) in blocks.clone().enumerate() {
+        let c = scores[at * stride..(at + 1) * stride].as_mut_ptr();
+        let a = A::columns(queries.packed.as_ptr(), rows);
+        // SAFETY: `packed` is `[d][rows]`, the block's keys are `[d][32]`, `c` has `rows` of 32.
+        unsafe { isa.product(c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, head_dim, Init::Zero) };
+    }
+    for r in 0..rows {
+        let position = queries.position_of(r);
+        let row = Row {
+            stride,
+            offset: r * KEYS,
+            first_block: blocks.start,
+            blocks: blocks.len(),
+            keys: first_key(position, p.window)..position + 1,
+        };
+        (max[r], sum[r]) = softmax_row(isa, scores, row, p);
+    }
+    for (at, b) in blocks.enumerate() {
+        let a = A::panels(scores[at * stride..].as_ptr(), stride);
+        let init = if at == 0 { Init::Zero } else { Init::C };
+        // SAFETY: `scores` holds `rows` of 32 for this block, its values are `[32][dp]`, `out` is `[rows][dp]`.
+        unsafe { isa.product(out.as_mut_ptr(), dp, a, block(b).values, dp, rows, dp, KEYS, init) };
+    }
+    for (out_d, &sum) in out.chunks_exact_mut(dp).zip(&*sum) {
+        for out in out_d {
+            *out /= sum;
+        }
+    }
+}
+
+/// Where a row's scores lie, and which keys it sees.
+#[derive(Clone)]
+struct Row {
+    stride: usize,
+    offset: usize,
+    first_block: usize,
+    blocks: usize,
+    keys: std::ops::Range<usize>,
+}
+
+impl Row {
+    /// The lanes of block `at` that the row sees.
+    #[inline(always)]
+    fn seen(&self, at: usize) -> std::ops::Range<usize> {
+        let start = (self.first_block + at) * KEYS;
+        let low = self.keys.start.saturating_sub(start).min(KEYS);
+        let high = self.keys.end.saturating_sub(start).min(KEYS);
+        low..high.max(low)
+    }
+}
+
+vectorized! {
+    /// Raw products become `e^(score - max)`, 0 where the row does not see; returns `max` and the sum.
+    fn softmax_row(scores: &mut [f32], row: Row, p: AttentionParams) -> (f32, f32) {
+        let mut max = f32::NEG_INFINITY;
+        for at in 0..row.blocks {
+            let block = block_mut(scores, &row, at);
+            score_block(block, p);
+            for s in row.seen(at) {
+                max = max.max(block[s]);
+            }
+        }
+        let mut lanes = Lanes::ZERO;
+        for at in 0..row.blocks {
+            let seen = row.seen(at);
+            let block = block_mut(scores, &row, at);
+            for s in block.iter_mut() {
+                *s = exp(*s - max);
+            }
+            block[..seen.start].fill(0.0);
+            block[seen.end..].fill(0.0);
+            for half in 0..2 {
+                for i in 0..16 {
+                    lanes.0[i] += block[half * 16 + i];
+                }
+            }
+        }
+        (max, lanes.total())
+    }
+}
+
+#[inline(always)]
+fn block_mut<'a>(scores: &'a mut [f32], row: &Row, at: usize) -> &'a mut [f32; KEYS] {
+    let start = at * row.stride + row.offset;
+    scores[start..start + KEYS].first_chunk_mut().expect("a block is 32 scores")
+}
+
+/// `q·k` becomes a score: scaled and softly capped.
+#[inline(always)]
+fn score_block(block: &mut [f32; KEYS], p: AttentionParams) {
+    for s in block.iter_mut() {
+        *s *= p.scale;
+    }
+    if let Some(cap) = p.softcap {
+        for s in block.iter_mut() {
+            *s = cap * (*s / cap).tanh();
+        }
+    }
+}
+
+#[derive(Default)]
+struct Scratch {
+    packed: Buffer,
+    keys_t: Buffer,
+    values: Buffer,
+    scores: Buffer,
+    out: Buffer,
+    keys: Buffer,
+    values_t: Buffer,
+    d_scores: Buffer,
+    d_keys: Buffer,
+    d_values: Buffer,
+    rows: Buffer,
+    d_rows: Buffer,
+}
+
+thread_local! {
+    static SCRATCH: RefCell<Scratch> = RefCell::default();
+}
+
+/// Where the channels of one head lie in a `qkv` row.
+#[derive(Clone, Copy)]
+struct Columns {
+    width: usize,
+    start: usize,
+    d: usize,
+}
+
+impl Columns {
+    fn query(shape: Heads, head: usize) -> Self {
+        Self { width: shape.qkv_width(), start: head * shape.head_dim, d: shape.head_dim }
+    }
+
+    fn key(shape: Heads, g: usize) -> Self {
+        Self { start: shape.q_width() + g * shape.head_dim, ..Self::query(shape, 0) }
+    }
+
+    fn value(shape: Heads, g: usize) -> Self {
+        Self { start: shape.q_width() + shape.kv_width() + g * shape.head_dim, ..Self::query(shape, 0) }
+    }
+
+    fn of(self, rows: &[f32], row: usize) -> &[f32] {
+        &rows[row * self.width + self.start..][..self.d]
+    }
+}
+
+/// The rows of a segment and its ancestors, by position.
+fn path_rows(batch: &Batch, segment: usize) -> Vec<usize> {
+    batch.path(segment).into_iter().flat_map(|s| batch.segments[s].rows()).collect()
+}
+
+/// Gathers a head's channels of some rows as `[row / 32][d][row % 32]`, zeros at the end.
+fn gather_t(out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
+    let d = columns.d;
+    let blocks = rows.len().div_ceil(KEYS);
+    out.grow(blocks * d * KEYS);
+    if !rows.len().is_multiple_of(KEYS) {
+        out[(blocks - 1) * d * KEYS..blocks * d * KEYS].fill(0.0);
+    }
+    for (s, &row) in rows.iter().enumerate() {
+        let block = &mut out[s / KEYS * d * KEYS..][..d * KEYS];
+        for (i, &x) in columns.of(from, row).iter().enumerate() {
+            block[i * KEYS + s % KEYS] = x;
+        }
+    }
+}
+
+/// Gathers a head's channels of some rows as `[row][dp]`, zeros in the padding and up to whole blocks.
+fn gather(out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
+    let (d, dp) = (columns.d, padded_head(columns.d));
+    let len = rows.len().next_multiple_of(KEYS) * dp;
+    out.grow(len);
+    out[rows.len() * dp..len].fill(0.0);
+    for (out_d, &row) in out.chunks_exact_mut(dp).zip(rows) {
+        out_d[..d].copy_from_slice(columns.of(from, row));
+        out_d[d..].fill(0.0);
+    }
+}
+
+/// Packs some consecutive rows of a head as `[d][rows]`.
+fn pack(out: &mut Buffer, from: &[f32], first_row: usize, rows: usize, columns: Columns) {
+    out.grow(columns.d * rows);
+    for r in 0..rows {
+        for (i, &x) in columns.of(from, first_row + r).iter().enumerate() {
+            out[i * rows + r] = x;
+        }
+    }
+}
+
+/// Writes `out_nq` (`[n, h*d]`) and the softmax's `max_nh` and `sum_nh`.
+///
+/// # Panics
+///
+/// If the lengths do not fit together.
+pub fn forward(
+    cpu: &Cpu,
+    out_nq: &mut [f32],
+    max_nh: &mut [f32],
+    sum_nh: &mut [f32],
+    qkv: &[f32],
+    batch: &Batch,
+    shape: Heads,
+    p: AttentionParams,
+) {
+    check(out_nq.len(), max_nh.len(), sum_nh.len(), qkv.len(), batch, shape);
+    let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let mut tasks = Vec::new();
+    for (index, segment) in batch.segments.iter().enumerate() {
+        for g in 0..shape.kv_heads {
+            tasks.extend((0..segment.len).step_by(QUERIES).map(|t0| (index, g, t0)));
+        }
+    }
+    let (out_nq, max_nh, sum_nh) = (SharedMut::new(out_nq), SharedMut::new(max_nh), SharedMut::new(sum_nh));
+    cpu.for_each(tasks.len(), |task| {
+        let (index, g, t0) = tasks[task];
+        let segment = batch.segments[index];
+        let t_end = segment.len.min(t0 + QUERIES);
+        let mut rows = path_rows(batch, index);
+        rows.truncate(segment.position + t_end);
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { packed, keys_t, values, scores, out, .. } = scratch;
+            gather_t(keys_t, qkv, &rows, Columns::key(shape, g));
+            gather(values, qkv, &rows, Columns::value(shape, g));
+            out.grow(ROWS * dp);
+            for head in (0..h).filter(|&head| shape.kv_head(head) == g) {
+                for t in (t0..t_end).step_by(ROWS) {
+                    let count = ROWS.min(t_end - t);
+                    let first_row = segment.start + t;
+                    pack(packed, qkv, first_row, count, Columns::query(shape, head));
+                    let queries = Queries { packed, rows: count, position: segment.position + t, step: 1 };
+                    let (mut max, mut sum) = ([0.0; ROWS], [0.0; ROWS]);
+                    let block = |b: usize| Block {
+                        keys_t: keys_t[b * d * KEYS..].as_ptr(),
+                        values: values[b * KEYS * dp..].as_ptr(),
+                    };
+                    // SAFETY: the gathered blocks cover every key of these rows, zeros behind the last.
+                    unsafe {
+                        attend(
+                            cpu.isa(),
+                            &mut out[..count * dp],
+                            &mut max[..count],
+                            &mut sum[..count],
+                            queries,
+                            p,
+                            d,
+                            scores,
+                            block,
+                        );
+                    }
+                    for r in 0..count {
+                        let row = first_row + r;
+                        // SAFETY: this head of this row belongs to this task.
+                        let (out_d, max_1, sum_1) = unsafe {
+                            (
+                                out_nq.slice((row * h + head) * d..(row * h + head + 1) * d),
+                                max_nh.slice(row * h + head..row * h + head + 1),
+                                sum_nh.slice(row * h + head..row * h + head + 1),
+                            )
+                        };
+                        out_d.copy_from_slice(&out[r * dp..][..d]);
+                        max_1[0] = max[r];
+                        sum_1[0] = sum[r];
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// Adds into `d_qkv`.
+///
+/// A task owns one key/value head of one tree, so a prompt's gradient is summed over its children in
+/// their order.
+///
+/// # Panics
+///
+/// If the lengths do not fit together.
+pub fn backward(
+    cpu: &Cpu,
+    d_qkv: &mut [f32],
+    d_out_nq: &[f32],
+    out_nq: &[f32],
+    max_nh: &[f32],
+    sum_nh: &[f32],
+    qkv: &[f32],
+    batch: &Batch,
+    shape: Heads,
+    p: AttentionParams,
+) {
+    check(out_nq.len(), max_nh.len(), sum_nh.len(), qkv.len(), batch, shape);
+    assert_eq!(d_qkv.len(), qkv.len(), "attention: d_qkv is like qkv");
+    assert_eq!(d_out_nq.len(), out_nq.len(), "attention: d_out is like out");
+    let mut trees: Vec<Vec<usize>> = Vec::new();
+    let mut tree_of = Vec::with_capacity(batch.segments.len());
+    for (index, segment) in batch.segments.iter().enumerate() {
+        let tree = match segment.parent {
+            Some(parent) => tree_of[parent],
+            None => {
+                trees.push(Vec::new());
+                trees.len() - 1
+            }
+        };
+        trees[tree].push(index);
+        tree_of.push(tree);
+    }
+    let d_qkv_shared = SharedMut::new(d_qkv);
+    cpu.for_each(trees.len() * shape.kv_heads, |task| {
+        let (tree, g) = (&trees[task / shape.kv_heads], task % shape.kv_heads);
+        SCRATCH.with_borrow_mut(|scratch| {
+            for &index in tree.iter().filter(|&&index| batch.segments[index].len > 0) {
+                let saved = Saved { d_out_nq, out_nq, max_nh, sum_nh, qkv };
+                backward_segment(cpu.isa(), &d_qkv_shared, saved, batch, index, g, shape, p, scratch);
+            }
+        });
+    });
+}
+
+#[derive(Clone, Copy)]
+struct Saved<'a> {
+    d_out_nq: &'a [f32],
+    out_nq: &'a [f32],
+    max_nh: &'a [f32],
+    sum_nh: &'a [f32],
+    qkv: &'a [f32],
+}
+
+fn backward_segment(
+    isa: Isa,
+    d_qkv: &SharedMut<'_, f32>,
+    saved: Saved<'_>,
+    batch: &Batch,
+    index: usize,
+    g: usize,
+    shape: Heads,
+    p: AttentionParams,
+    scratch: &mut Scratch,
+) {
+    let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let segment = batch.segments[index];
+    let path = path_rows(batch, index);
+    let Scratch { packed, keys_t, values: _, scores, out: d_q, keys, values_t, d_scores, d_keys, d_values, rows, d_rows } =
+        scratch;
+    let (key, value) = (Columns::key(shape, g), Columns::value(shape, g));
+    gather_t(keys_t, saved.qkv, &path, key);
+    gather(keys, saved.qkv, &path, key);
+    gather_t(values_t, saved.qkv, &path, value);
+    let padded = path.len().next_multiple_of(KEYS);
+    d_keys.grow(padded * dp);
+    d_values.grow(padded * dp);
+    d_keys[..padded * dp].fill(0.0);
+    d_values[..padded * dp].fill(0.0);
+    d_q.grow(ROWS * dp);
+
+    for head in (0..h).filter(|&head| shape.kv_head(head) == g) {
+        let query = Columns::query(shape, head);
+        let out_columns = Columns { width: shape.q_width(), start: head * d, d };
+        for t in (0..segment.len).step_by(BACKWARD_ROWS) {
+            let count = BACKWARD_ROWS.min(segment.len - t);
+            let (first_row, position) = (segment.start + t, segment.position + t);
+            let all = Queries { packed: &[], rows: count, position, step: 1 };
+            let blocks = all.blocks(p.window);
+            let stride = count * KEYS;
+            scores.grow(blocks.len() * stride);
+            d_scores.grow(blocks.len() * stride);
+            for i in (0..count).step_by(ROWS) {
+                let tile = ROWS.min(count - i);
+                for (at, b) in blocks.clone().enumerate() {
+                    let seen = b * KEYS < position + i + tile;
+                    let c = at * stride + i * KEYS;
+                    if !seen {
+                        scores[c..c + tile * KEYS].fill(0.0);
+                        d_scores[c..c + tile * KEYS].fill(0.0);
+                    }
+                }
+                let seen_blocks = blocks.start..(position + i + tile - 1) / KEYS + 1;
+                for (from, columns, to, other) in [
+                    (saved.qkv, query, &mut *scores, &*keys_t),
+                    (saved.d_out_nq, out_columns, &mut *d_scores, &*values_t),
+                ] {
+                    pack(packed, from, first_row + i, tile, columns);
+                    for (at, b) in seen_blocks.clone().enumerate() {
+                        let c = to[at * stride + i * KEYS..][..tile * KEYS].as_mut_ptr();
+                        let a = A::columns(packed.as_ptr(), tile);
+                        let block = other[b * d * KEYS..][..d * KEYS].as_ptr();
+                        // SAFETY: as in `attend`.
+                        unsafe { isa.product(c, KEYS, a, block, KEYS, tile, KEYS, d, Init::Zero) };
+                    }
+                }
+                for r in i..i + tile {
+                    let (row, position) = (first_row + r, position + r);
+                    let place = Row {
+                        stride,
+                        offset: r * KEYS,
+                        first_block: blocks.start,
+                        blocks: seen_blocks.len(),
+                        keys: first_key(position, p.window)..position + 1,
+                    };
+                    let (d_out_d, out_d) =
+                        (out_columns.of(saved.d_out_nq, row), out_columns.of(saved.out_nq, row));
+                    let softmax = (saved.max_nh[row * h + head], saved.sum_nh[row * h + head]);
+                    d_scores_row(isa, scores, d_scores, place, p, softmax, d_out_d, out_d);
+                }
+                // forward was: z = q·k, out = softmax(score(z)) v
+                // so now: d_q += d_z k
+                let b = keys[blocks.start * KEYS * dp..].as_ptr();
+                let a = A::panels(d_scores[i * KEYS..].as_ptr(), stride);
+                let k = seen_blocks.len() * KEYS;
+                // SAFETY: the scores of these rows cover `seen_blocks`, the keys are `[s][dp]`.
+                unsafe { isa.product(d_q.as_mut_ptr(), dp, a, b, dp, tile, dp, k, Init::Zero) };
+                for r in 0..tile {
+                    let at = (first_row + i + r) * query.width + query.start;
+                    // SAFETY: this head of this row belongs to this task.
+                    let d_q_row = unsafe { d_qkv.slice(at..at + d) };
+                    for (d_q_row, &d_q) in d_q_row.iter_mut().zip(&d_q[r * dp..]) {
+                        *d_q_row += d_q;
+                    }
+                }
+            }
+            // d_k += d_z^T q, d_v += p^T d_out
+            let own: Vec<usize> = (first_row..first_row + count).collect();
+            gather(rows, saved.qkv, &own, query);
+            gather(d_rows, saved.d_out_nq, &own, out_columns);
+            for (at, b) in blocks.enumerate() {
+                for (left, right, to) in
+                    [(&*d_scores, &*rows, &mut *d_keys), (&*scores, &*d_rows, &mut *d_values)]
+                {
+                    let c = to[b * KEYS * dp..][..KEYS * dp].as_mut_ptr();
+                    let a = A::columns(left[at * stride..].as_ptr(), KEYS);
+                    // SAFETY: the block's scores are `[count][32]`, the rows `[count][dp]`.
+                    unsafe { isa.product(c, dp, a, right.as_ptr(), dp, KEYS, dp, count, Init::C) };
+                }
+            }
+        }
+    }
+    for (from, columns) in [(&*d_keys, key), (&*d_values, value)] {
+        for (&row, from_d) in path.iter().zip(from.chunks_exact(dp)) {
+            let at = row * columns.width + columns.start;
+            // SAFETY: this head of every row of the tree belongs to this task.
+            let d = unsafe { d_qkv.slice(at..at + d) };
+            for (d, &from) in d.iter_mut().zip(from_d) {
+                *d += from;
+            }
+        }
+    }
+}
+
+vectorized! {
+    /// Raw products `z` become probabilities, and `d_out·v` becomes `d_z`.
+    fn d_scores_row(
+        scores: &mut [f32],
+        d_scores: &mut [f32],
+        row: Row,
+        p: AttentionParams,
+        softmax: (f32, f32),
+        d_out_d: &[f32],
+        out_d: &[f32],
+    ) {
+        let (max, sum) = softmax;
+        let dot = super::vector::sum2(d_out_d, out_d, |acc, a, b| a.mul_add(b, acc));
+        for at in 0..row.blocks {
+            let seen = row.seen(at);
+            let z = block_mut(scores, &row, at);
+            let d = block_mut(d_scores, &row, at);
+            score_block(z, p);
+            for s in 0..KEYS {
+                let probability = exp(z[s] - max) / sum;
+                // forward was: out = sum_s p_s v_s, p = softmax(score), score = cap tanh(scale z / cap)
+                // so now: d_score = p (d_out·v - d_out·out), d_z = scale (1 - (score / cap)^2) d_score
+                let slope = p.softcap.map_or(1.0, |cap| 1.0 - (z[s] / cap) * (z[s] / cap));
+                d[s] = probability * (d[s] - dot) * slope * p.scale;
+                z[s] = probability;
+            }
+            for block in [z, d] {
+                block[..seen.start].fill(0.0);
+                block[seen.end..].fill(0.0);
+            }
+        }
+    }
+}
+
+/// One sequence's new tokens in a decoding step: rows `start..start + len` at `position..`.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Feed {
+    pub(crate) sequence: SequenceId,
+    pub(crate) start: usize,
+    pub(crate) len: usize,
+    pub(crate) position: usize,
+}
+
+/// Puts the keys and values of new rows into the cache.
+pub(crate) fn store(cache: &mut KvCache, qkv: &[f32], feeds: &[Feed], layer: usize, shape: Heads) {
+    let dp = padded_head(shape.head_dim);
+    for feed in feeds {
+        for g in 0..shape.kv_heads {
+            for t in 0..feed.len {
+                let position = feed.position + t;
+                let lane = position % KEYS;
+                let (page, keys_at, values_at) = cache.place(feed.sequence, position / KEYS, layer, g);
+                let page = cache.page_mut(page);
+                let row = feed.start + t;
+                for (i, &x) in Columns::key(shape, g).of(qkv, row).iter().enumerate() {
+                    page[keys_at + i * KEYS + lane] = x;
+                }
+                page[values_at + lane * dp..][..shape.head_dim]
+                    .copy_from_slice(Columns::value(shape, g).of(qkv, row));
+            }
+        }
+    }
+}
+
+/// Attention of new rows over their sequences in the cache (their own keys already stored): the same bits
+/// as [`forward`] on the whole sequences.
+pub(crate) fn forward_cached(
+    cpu: &Cpu,
+    out_nq: &mut [f32],
+    qkv: &[f32],
+    cache: &KvCache,
+    feeds: &[Feed],
+    layer: usize,
+    shape: Heads,
+    p: AttentionParams,
+) {
+    let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let group = h / shape.kv_heads;
+    let mut tasks = Vec::new();
+    for feed in feeds {
+        for g in 0..shape.kv_heads {
+            tasks.extend((0..feed.len).step_by(QUERIES).map(|t0| (*feed, g, t0)));
+        }
+    }
+    let out_nq = SharedMut::new(out_nq);
+    cpu.for_each(tasks.len(), |task| {
+        let (feed, g, t0) = tasks[task];
+        let t_end = feed.len.min(t0 + QUERIES);
+        let block = |b: usize| {
+            let (page, keys_at, values_at) = cache.place(feed.sequence, b, layer, g);
+            let page = cache.page(page);
+            Block { keys_t: page[keys_at..].as_ptr(), values: page[values_at..].as_ptr() }
+        };
+        SCRATCH.with_borrow_mut(|scratch| {
+            let Scratch { packed, scores, out, .. } = scratch;
+            out.grow(ROWS * dp);
+            let (mut max, mut sum) = ([0.0; ROWS], [0.0; ROWS]);
+            // One token: its query heads side by side. Several: the tokens of one head side by side.
+            let single = feed.len == 1;
+            let outer = if single { 0..1 } else { g * group..(g + 1) * group };
+            let (first, last) = if single { (0, group) } else { (t0, t_end) };
+            for head in outer {
+                for i in (first..last).step_by(ROWS) {
+                    let count = ROWS.min(last - i);
+                    let place = |r: usize| match single {
+                        true => (feed.start, g * group + i + r),
+                        false => (feed.start + i + r, head),
+                    };
+                    packed.grow(d * count);
+                    for r in 0..count {
+                        let (row, head) = place(r);
+                        for (j, &x) in Columns::query(shape, head).of(qkv, row).iter().enumerate() {
+                            packed[j * count + r] = x;
+                        }
+                    }
+                    let (position, step) = if single { (feed.position, 0) } else { (feed.position + i, 1) };
+                    let queries = Queries { packed, rows: count, position, step };
+                    // SAFETY: the cache holds every key of these rows, finite numbers elsewhere.
+                    unsafe {
+                        attend(
+                            cpu.isa(),
+                            &mut out[..count * dp],
+                            &mut max[..count],
+                            &mut sum[..count],
+                            queries,
+                            p,
+                            d,
+                            scores,
+                            block,
+                        );
+                    }
+                    for r in 0..count {
+                        let (row, head) = place(r);
+                        // SAFETY: this head of this row belongs to this task.
+                        let out_d = unsafe { out_nq.slice((row * h + head) * d..(row * h + head + 1) * d) };
+                        out_d.copy_from_slice(&out[r * dp..][..d]);
+                    }
+                }
+            }
+        });
+    });
+}
+
+fn check(out_len: usize, max_len: usize, sum_len: usize, qkv_len: usize, batch: &Batch, shape: Heads) {
+    let n = batch.tokens();
+    assert_eq!(qkv_len, n * shape.qkv_width(), "attention: qkv is [{n}, {}]", shape.qkv_width());
+    assert_eq!(out_len, n * shape.q_width(), "attention: out is [{n}, {}]", shape.q_width());
+    assert_eq!((max_len, sum_len), (n * shape.heads, n * shape.heads), "attention: max and sum are [{n}, h]");
+}

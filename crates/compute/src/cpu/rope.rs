@@ -1,0 +1,77 @@
+//! Rotary positions. Reference: `ops/rope.rs`, reproduced to the bit.
+//!
+//! Angles depend on the position alone, so cosines and sines are computed once a batch and serve all
+//! heads and layers.
+
+use super::Cpu;
+use super::vector::vectorized;
+use crate::config::Heads;
+
+const ROWS: usize = 16;
+
+/// Cosines and sines of each row's position: `[n][cos of r/2 | sin of r/2]`.
+#[derive(Clone, Debug, Default)]
+pub struct RopeTable {
+    cos_sin: Vec<f32>,
+    half: usize,
+}
+
+impl RopeTable {
+    /// Fills the table for these positions.
+    pub fn fill(&mut self, cpu: &Cpu, position_n: &[usize], inv_freq: &[f32]) {
+        let half = inv_freq.len();
+        self.half = half;
+        self.cos_sin.resize(position_n.len() * 2 * half, 0.0);
+        if half == 0 {
+            return;
+        }
+        cpu.for_each_chunk(&mut self.cos_sin, ROWS * 2 * half, |task, rows| {
+            for (r, row) in rows.chunks_exact_mut(2 * half).enumerate() {
+                let position = position_n[task * ROWS + r] as f32;
+                for i in 0..half {
+                    let angle = f64::from(position * inv_freq[i]);
+                    row[i] = angle.cos() as f32;
+                    row[half + i] = angle.sin() as f32;
+                }
+            }
+        });
+    }
+}
+
+/// Rotates the queries and keys of `qkv` (`[n, (h+2g)*d]`) in place; values are left alone.
+///
+/// # Panics
+///
+/// If the table was not filled for as many rows.
+pub fn rotate(cpu: &Cpu, qkv: &mut [f32], table: &RopeTable, shape: Heads, inverse: bool) {
+    let (d, width, half) = (shape.head_dim, shape.qkv_width(), table.half);
+    assert_eq!(qkv.len() / width * 2 * half, table.cos_sin.len(), "rope: a table of other rows");
+    assert!(2 * half <= d, "rope: {} rotary channels in a head of {d}", 2 * half);
+    if half == 0 {
+        return;
+    }
+    cpu.for_each_chunk(qkv, ROWS * width, |task, rows| {
+        for (r, row) in rows.chunks_exact_mut(width).enumerate() {
+            let cos_sin = &table.cos_sin[(task * ROWS + r) * 2 * half..][..2 * half];
+            let qk = &mut row[..shape.q_width() + shape.kv_width()];
+            rotate_row(cpu.isa(), qk, cos_sin, d, inverse);
+        }
+    });
+}
+
+vectorized! {
+    fn rotate_row(qk: &mut [f32], cos_sin: &[f32], d: usize, inverse: bool) {
+        let half = cos_sin.len() / 2;
+        let (cos, sin) = cos_sin.split_at(half);
+        for head in qk.chunks_exact_mut(d) {
+            let (a, rest) = head.split_at_mut(half);
+            let b = &mut rest[..half];
+            for i in 0..half {
+                let sin = if inverse { -sin[i] } else { sin[i] };
+                let (x, y) = (a[i], b[i]);
+                a[i] = x * cos[i] - y * sin;
+                b[i] = y * cos[i] + x * sin;
+            }
+        }
+    }
+}
