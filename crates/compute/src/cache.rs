@@ -140,7 +140,11 @@ impl KvCache {
                 let (from, to) = (last.min(copy), last.max(copy));
                 let (low, high) = self.pages.split_at_mut(to);
                 let (a, b) = (&mut low[from], &mut high[0]);
-                if copy > last { b.copy_from_slice(a) } else { a.copy_from_slice(b) }
+                if copy > last {
+                    b.copy_from_slice(a)
+                } else {
+                    a.copy_from_slice(b)
+                }
                 self.release(last);
                 pages[len / PAGE] = copy;
             }
@@ -154,7 +158,13 @@ impl KvCache {
     }
 
     /// Where page `block` of a sequence keeps this layer and head: `(page, keys at, values at)`.
-    pub(crate) fn place(&self, id: SequenceId, block: usize, layer: usize, g: usize) -> (usize, usize, usize) {
+    pub(crate) fn place(
+        &self,
+        id: SequenceId,
+        block: usize,
+        layer: usize,
+        g: usize,
+    ) -> (usize, usize, usize) {
         let start = (layer * self.kv_heads + g) * self.head_len;
         (self.sequence(id).pages[block], start, start + self.head_dim * PAGE)
     }

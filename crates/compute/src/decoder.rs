@@ -26,7 +26,7 @@ use crate::cpu::logprob::{HeadRef, LogProbs, LogitParams};
 use crate::cpu::rope::RopeTable;
 use crate::cpu::vector;
 use crate::cpu::{Cpu, activation, attention, embed, linear, logprob, norm, qk_norm, rope};
-use crate::params::{Buffer, Layout, LayerParams, LinearParams, NormParams, Params};
+use crate::params::{Buffer, LayerParams, Layout, LinearParams, NormParams, Params};
 
 /// What a forward pass keeps for the backward pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -569,7 +569,14 @@ impl Decoder {
     }
 
     /// Final logits of some rows, `[rows, v]`: for tests and for sampling.
-    pub fn logits(&self, cpu: &Cpu, params: &Params, tape: &mut Tape, rows: &[usize], temperature: f32) -> Vec<f32> {
+    pub fn logits(
+        &self,
+        cpu: &Cpu,
+        params: &Params,
+        tape: &mut Tape,
+        rows: &[usize],
+        temperature: f32,
+    ) -> Vec<f32> {
         let head = self.head(params, temperature);
         let Tape { hidden, work, .. } = tape;
         gather_rows(&mut work.rows, hidden, rows.iter().copied(), self.config.width);
@@ -595,7 +602,14 @@ impl Decoder {
     }
 
     /// Adds the gradient of the scalars at `rows` into `d_hidden` and `grads`.
-    pub fn scalars_backward(&self, params: &Params, tape: &mut Tape, rows: &[usize], d_scalar: &[f32], grads: &mut Params) {
+    pub fn scalars_backward(
+        &self,
+        params: &Params,
+        tape: &mut Tape,
+        rows: &[usize],
+        d_scalar: &[f32],
+        grads: &mut Params,
+    ) {
         assert_eq!(rows.len(), d_scalar.len(), "scalars: one gradient a row");
         let w_c = self.scalar_head(params);
         let c = w_c.len();

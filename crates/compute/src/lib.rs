@@ -12,12 +12,15 @@ pub mod cache;
 pub mod config;
 pub mod cpu;
 pub mod decoder;
+pub mod ops;
+pub mod optim;
 pub mod params;
 
 pub use batch::{Batch, Prediction, Segment};
-pub use config::{DecoderConfig, Head, Mlp, NormKind, NormPlace, Position, QkNorm};
 pub use cache::{KvCache, SequenceId};
+pub use config::{DecoderConfig, Head, Mlp, NormKind, NormPlace, Position, QkNorm};
 pub use cpu::logprob::LogProbs;
 pub use cpu::{Cpu, Isa};
 pub use decoder::{Decoder, Recompute, Tape};
+pub use optim::{Optimizer, OptimizerConfig, Schedule, UpdateStats};
 pub use params::{Layout, ParamSpec, Params, Shape};

@@ -434,8 +434,20 @@ fn backward_segment(
     let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
     let segment = batch.segments[index];
     let path = path_rows(batch, index);
-    let Scratch { packed, keys_t, values: _, scores, out: d_q, keys, values_t, d_scores, d_keys, d_values, rows, d_rows } =
-        scratch;
+    let Scratch {
+        packed,
+        keys_t,
+        values: _,
+        scores,
+        out: d_q,
+        keys,
+        values_t,
+        d_scores,
+        d_keys,
+        d_values,
+        rows,
+        d_rows,
+    } = scratch;
     let (key, value) = (Columns::key(shape, g), Columns::value(shape, g));
     gather_t(keys_t, saved.qkv, &path, key);
     gather(keys, saved.qkv, &path, key);

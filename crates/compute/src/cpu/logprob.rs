@@ -191,7 +191,13 @@ pub fn logits(cpu: &Cpu, y_mv: &mut [f32], hidden_mc: &[f32], head: HeadRef<'_>)
 /// # Panics
 ///
 /// If there is not one row a token.
-pub fn forward(cpu: &Cpu, hidden_mc: &[f32], token_m: &[u32], head: HeadRef<'_>, scratch: &mut Buffer) -> LogProbs {
+pub fn forward(
+    cpu: &Cpu,
+    hidden_mc: &[f32],
+    token_m: &[u32],
+    head: HeadRef<'_>,
+    scratch: &mut Buffer,
+) -> LogProbs {
     let (m, c, v) = (token_m.len(), head.width, head.vocab);
     assert_eq!(hidden_mc.len(), m * c, "logprob: one row of {c} a token");
     let mut out = LogProbs { logprob_m: vec![0.0; m], entropy_m: vec![0.0; m], top_m: vec![false; m] };
