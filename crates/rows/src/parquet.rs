@@ -1,0 +1,216 @@
+//! Rows from Parquet, one row group and one batch in memory at a time.
+//!
+//! Each cell becomes the JSON value it would have had in a JSONL file, so that everything after this file is the same
+//! for all formats:
+//!
+//! | Parquet | JSON |
+//! |---|---|
+//! | null | the key is left out (a table has every column in every row, JSONL does not) |
+//! | boolean, integers, floats, decimals | `true`/`false`, number; a float that is not finite becomes the text `"NaN"`, `"inf"` or `"-inf"`, because JSON has no such number and `null` would hide it |
+//! | strings, and bytes that are UTF-8 | text |
+//! | lists, structs, maps | list, object, list of `{key, value}` |
+//! | dates, timestamps | ISO 8601 text |
+//! | categories (dictionary) | the value itself |
+//! | anything else | `{"unreadable": "<its type>"}`: harmless in a column that nobody asks for, an error in one that is needed |
+//!
+//! Not here: writing Parquet, partitioned directories.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use arrow_array::cast::AsArray;
+use arrow_array::types::{
+    Date32Type, Date64Type, Decimal32Type, Decimal64Type, Decimal128Type, Decimal256Type, Float16Type,
+    Float32Type, Float64Type, Int8Type, Int16Type, Int32Type, Int64Type, TimestampMicrosecondType,
+    TimestampMillisecondType, TimestampNanosecondType, TimestampSecondType, UInt8Type, UInt16Type,
+    UInt32Type, UInt64Type,
+};
+use arrow_array::{Array, ArrowPrimitiveType, RecordBatch, StructArray};
+use arrow_schema::{DataType, TimeUnit};
+use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
+use parquet::file::reader::ChunkReader;
+use serde_json::{Map, Number, Value, json};
+
+use crate::Row;
+use crate::error::{Place, RowsError};
+
+/// Rows decoded at a time. Rows are texts of some kilobytes, so a batch is a few megabytes.
+const BATCH_ROWS: usize = 1024;
+
+/// An iterator over the rows of one Parquet file.
+pub(crate) struct Table {
+    file: Arc<Path>,
+    batches: ParquetRecordBatchReader,
+    batch: Option<RecordBatch>,
+    /// The next row of `batch`.
+    batch_row: usize,
+    /// The next row of the file.
+    row: usize,
+}
+
+impl Table {
+    pub fn open(file: Arc<Path>, bytes: impl ChunkReader + 'static) -> Result<Table, RowsError> {
+        let unreadable = |error| refused(&file, None, &error);
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(unreadable)?;
+        let schema = builder.schema().clone();
+        for (i, field) in schema.fields().iter().enumerate() {
+            if schema.fields()[..i].iter().any(|before| before.name() == field.name()) {
+                return Err(RowsError::DuplicateKey { place: Place::file(&file), key: field.name().clone() });
+            }
+        }
+        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(unreadable)?;
+        Ok(Table { file, batches, batch: None, batch_row: 0, row: 0 })
+    }
+
+    /// The next row. An error ends the file: its batch is lost.
+    pub fn next_row(&mut self) -> Option<Result<Row, (RowsError, bool)>> {
+        loop {
+            if let Some(batch) = &self.batch
+                && self.batch_row < batch.num_rows()
+            {
+                let mut value = Map::new();
+                for (field, column) in batch.schema_ref().fields().iter().zip(batch.columns()) {
+                    if let Some(cell) = cell(column, self.batch_row) {
+                        value.insert(field.name().clone(), cell);
+                    }
+                }
+                let index = self.row;
+                self.batch_row += 1;
+                self.row += 1;
+                return Some(Ok(Row { index, line: None, value }));
+            }
+            match self.batches.next()? {
+                Ok(batch) => (self.batch, self.batch_row) = (Some(batch), 0),
+                Err(error) => return Some(Err((refused(&self.file, Some(self.row), &error), false))),
+            }
+        }
+    }
+}
+
+fn refused(file: &Path, row: Option<usize>, error: &dyn std::fmt::Display) -> RowsError {
+    let found = error.to_string();
+    let hint = if found.contains("ooter") || found.contains("EOF") || found.contains("eof") {
+        "the file was cut short: copy or download it again"
+    } else if found.contains("Disabled feature") {
+        "write it again with snappy, zstd, gzip or lz4 compression"
+    } else {
+        "the file is damaged: copy or download it again"
+    };
+    let place = Box::new(Place { file: file.into(), line: None, row });
+    RowsError::Parquet { place, found, hint: hint.to_owned() }
+}
+
+/// One cell as JSON; `None` for null.
+fn cell(array: &dyn Array, i: usize) -> Option<Value> {
+    if array.is_null(i) {
+        return None;
+    }
+    fn int<T: ArrowPrimitiveType<Native: Into<Number>>>(array: &dyn Array, i: usize) -> Value {
+        Value::Number(array.as_primitive::<T>().value(i).into())
+    }
+    Some(match array.data_type() {
+        DataType::Null => return None,
+        DataType::Boolean => Value::Bool(array.as_boolean().value(i)),
+        DataType::Int8 => int::<Int8Type>(array, i),
+        DataType::Int16 => int::<Int16Type>(array, i),
+        DataType::Int32 => int::<Int32Type>(array, i),
+        DataType::Int64 => int::<Int64Type>(array, i),
+        DataType::UInt8 => int::<UInt8Type>(array, i),
+        DataType::UInt16 => int::<UInt16Type>(array, i),
+        DataType::UInt32 => int::<UInt32Type>(array, i),
+        DataType::UInt64 => int::<UInt64Type>(array, i),
+        DataType::Float16 => float(array.as_primitive::<Float16Type>().value(i).into()),
+        DataType::Float32 => float(array.as_primitive::<Float32Type>().value(i).into()),
+        DataType::Float64 => float(array.as_primitive::<Float64Type>().value(i)),
+        DataType::Decimal32(..) => decimal(&array.as_primitive::<Decimal32Type>().value_as_string(i)),
+        DataType::Decimal64(..) => decimal(&array.as_primitive::<Decimal64Type>().value_as_string(i)),
+        DataType::Decimal128(..) => decimal(&array.as_primitive::<Decimal128Type>().value_as_string(i)),
+        DataType::Decimal256(..) => decimal(&array.as_primitive::<Decimal256Type>().value_as_string(i)),
+        DataType::Utf8 => array.as_string::<i32>().value(i).into(),
+        DataType::LargeUtf8 => array.as_string::<i64>().value(i).into(),
+        DataType::Utf8View => array.as_string_view().value(i).into(),
+        DataType::Binary => bytes(array.as_binary::<i32>().value(i)),
+        DataType::LargeBinary => bytes(array.as_binary::<i64>().value(i)),
+        DataType::BinaryView => bytes(array.as_binary_view().value(i)),
+        DataType::FixedSizeBinary(_) => bytes(array.as_fixed_size_binary().value(i)),
+        DataType::Date32 => iso(array.as_primitive::<Date32Type>().value_as_date(i), ""),
+        DataType::Date64 => iso(array.as_primitive::<Date64Type>().value_as_date(i), ""),
+        DataType::Timestamp(unit, zone) => {
+            // Parquet keeps instants in UTC whatever zone the column shows them in.
+            let suffix = if zone.is_some() { "Z" } else { "" };
+            match unit {
+                TimeUnit::Second => {
+                    iso(array.as_primitive::<TimestampSecondType>().value_as_datetime(i), suffix)
+                }
+                TimeUnit::Millisecond => {
+                    iso(array.as_primitive::<TimestampMillisecondType>().value_as_datetime(i), suffix)
+                }
+                TimeUnit::Microsecond => {
+                    iso(array.as_primitive::<TimestampMicrosecondType>().value_as_datetime(i), suffix)
+                }
+                TimeUnit::Nanosecond => {
+                    iso(array.as_primitive::<TimestampNanosecondType>().value_as_datetime(i), suffix)
+                }
+            }
+        }
+        DataType::List(_) => list(&array.as_list::<i32>().value(i)),
+        DataType::LargeList(_) => list(&array.as_list::<i64>().value(i)),
+        DataType::FixedSizeList(..) => list(&array.as_fixed_size_list().value(i)),
+        DataType::Struct(_) => object(array.as_struct(), i),
+        DataType::Map(..) => {
+            let entries = array.as_map().value(i);
+            Value::Array((0..entries.len()).map(|k| object(&entries, k)).collect())
+        }
+        DataType::Dictionary(..) => {
+            let dictionary = array.as_any_dictionary();
+            let key = usize::try_from(cell(dictionary.keys(), i)?.as_u64()?).ok()?;
+            // A damaged file may hold a key past the end of its dictionary.
+            return if key < dictionary.values().len() { cell(dictionary.values(), key) } else { None };
+        }
+        other => unreadable(&other.to_string()),
+    })
+}
+
+fn list(items: &dyn Array) -> Value {
+    Value::Array((0..items.len()).map(|k| cell(items, k).unwrap_or(Value::Null)).collect())
+}
+
+fn object(fields: &StructArray, i: usize) -> Value {
+    let columns = fields.column_names().into_iter().zip(fields.columns());
+    Value::Object(columns.filter_map(|(name, column)| Some((name.to_owned(), cell(column, i)?))).collect())
+}
+
+fn float(value: f64) -> Value {
+    match Number::from_f64(value) {
+        Some(number) => Value::Number(number),
+        None => Value::String(value.to_string()),
+    }
+}
+
+/// A decimal as an integer where it is one, otherwise as the nearest float.
+fn decimal(text: &str) -> Value {
+    match (text.parse::<i64>(), text.parse::<f64>()) {
+        (Ok(integer), _) => integer.into(),
+        (_, Ok(value)) => float(value),
+        _ => unreadable("Decimal"),
+    }
+}
+
+fn bytes(bytes: &[u8]) -> Value {
+    match str::from_utf8(bytes) {
+        Ok(text) => text.into(),
+        Err(_) => unreadable(&format!("{} bytes that are not UTF-8", bytes.len())),
+    }
+}
+
+/// chrono's `Debug` is ISO 8601; a moment outside its calendar (the year 262143) has none.
+fn iso(moment: Option<impl std::fmt::Debug>, suffix: &str) -> Value {
+    match moment {
+        Some(moment) => Value::String(format!("{moment:?}{suffix}")),
+        None => unreadable("a date outside the calendar"),
+    }
+}
+
+fn unreadable(what: &str) -> Value {
+    json!({ "unreadable": what })
+}
