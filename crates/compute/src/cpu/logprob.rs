@@ -108,6 +108,15 @@ pub fn finish(isa: Isa, z_v: &mut [f32], p: LogitParams) {
 }
 
 vectorized! {
+    /// Final logits become weights in proportion to their probabilities, in place: `e^(y - max)`.
+    pub fn weights(y_v: &mut [f32], max: f32) {
+        for y in y_v {
+            *y = exp(*y - max);
+        }
+    }
+}
+
+vectorized! {
     fn divide(z_v: &mut [f32], by: f32) {
         for z in z_v {
             *z /= by;

@@ -96,12 +96,12 @@ impl Cpu {
     }
 
     /// Runs `body(0..tasks)` on all threads; each task must own what it writes.
-    pub(crate) fn for_each(&self, tasks: usize, body: impl Fn(usize) + Sync) {
+    pub fn for_each(&self, tasks: usize, body: impl Fn(usize) + Sync) {
         self.pool.for_each(tasks, body);
     }
 
     /// Splits `data` into chunks of `chunk` elements and runs `body(index, chunk)` on all threads.
-    pub(crate) fn for_each_chunk<T: Send>(
+    pub fn for_each_chunk<T: Send>(
         &self,
         data: &mut [T],
         chunk: usize,
