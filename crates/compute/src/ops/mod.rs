@@ -13,7 +13,7 @@
 //!   operations is a contract that the fast versions keep to the bit;
 //! - wrong lengths are bugs of the caller and panic.
 //!
-//! Letters: `n` tokens (rows), `m` chosen rows or outputs of a linear map's batch, `c` width,
+//! Letters: `n` tokens (rows), `m` chosen rows (in `linear`: all rows), `c` width,
 //! `h` query heads, `g` key/value heads, `d` head size, `f` feed-forward width, `v` vocabulary.
 
 pub mod activation;
