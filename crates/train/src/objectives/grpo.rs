@@ -246,6 +246,14 @@ mod tests {
     }
 
     #[test]
+    fn two_are_a_group() {
+        let groups = Spans::from_lengths([2]);
+        let out = group_advantages(&some(&[1.0, 4.0]), &groups, ScaleRewards::None);
+        close(&out.advantage_i, &[-1.5, 1.5]);
+        close(&rloo_advantages(&some(&[1.0, 4.0]), &groups, false).advantage_i, &[-3.0, 3.0]);
+    }
+
+    #[test]
     fn leave_one_out_by_hand() {
         let groups = Spans::from_lengths([3, 2]);
         let out = rloo_advantages(&some(&[1.0, 3.0, 5.0, 7.0, 10.0]), &groups, false);

@@ -333,6 +333,10 @@ mod tests {
         let mean = kl_loss(&p, &q, &spans, KlEstimator::K1, 0.5, Aggregation::TokenMean { tokens: 4.0 });
         assert_eq!(mean.loss, 0.5 * 2.0 / 4.0);
         assert_eq!(mean.stats.value("kl"), Some(2.0 / 3.0));
+        let mut twice = mean.stats.clone();
+        twice.merge(&mean.stats);
+        assert_eq!(twice, KlStats { tokens: 6, kl_sum: 4.0 });
+        assert!(KlStats::default().metrics().is_empty());
         let by_sequence =
             kl_loss(&p, &q, &spans, KlEstimator::K1, 1.0, Aggregation::SequenceMean { sequences: 2.0 });
         assert_eq!(by_sequence.loss, (1.0 + 0.5) / 2.0);
@@ -378,7 +382,7 @@ mod tests {
         assert_eq!(adaptive(0.2, 6.0, 1e4), Ok(()));
         assert_eq!(adaptive(0.0, 6.0, 1e4), Err("init_kl_coef = 0".into()));
         assert_eq!(adaptive(0.2, 0.0, 1e4), Err("target = 0".into()));
-        assert_eq!(adaptive(0.2, 6.0, -1.0), Err("horizon = -1".into()));
+        assert_eq!(adaptive(0.2, 6.0, 0.0), Err("horizon = 0".into()));
         assert!(KlController::Fixed { coef: -0.1 }.validate().is_err());
         assert!(KlController::Fixed { coef: 0.0 }.validate().is_ok());
     }

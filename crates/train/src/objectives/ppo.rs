@@ -1250,7 +1250,11 @@ mod tests {
         let quiet = policy_loss(example.batch(), &config(mean - 1e-6), TOKENS);
         assert_eq!((quiet.loss, quiet.stats.guarded_calls), (0.0, 1));
         assert!(quiet.d_logprob_m.iter().chain(&quiet.d_entropy_m).all(|&d| d == 0.0));
-        let loud = policy_loss(example.batch(), &config(mean + 1e-6), TOKENS);
+        let mut two = quiet.stats.clone();
+        two.merge(&quiet.stats);
+        assert_eq!(two.value("policy/guarded_calls"), Some(2.0));
+        // At the threshold itself nothing happens.
+        let loud = policy_loss(example.batch(), &config(mean), TOKENS);
         assert_eq!(loud.stats.guarded_calls, 0);
         assert!(loud.d_logprob_m.iter().any(|&d| d != 0.0));
     }
@@ -1266,6 +1270,15 @@ mod tests {
         assert!(stats(1.5001).should_stop_early(1.0));
         assert!(!stats(-2.0).should_stop_early(1.0));
         assert!(!PolicyStats::default().should_stop_early(1.0));
+    }
+
+    #[test]
+    fn nothing_counted_is_no_metric() {
+        let names =
+            |metrics: Vec<super::super::Metric>| metrics.iter().map(|m| m.decl.name).collect::<Vec<_>>();
+        assert_eq!(names(PolicyStats::default().metrics()), ["loss/policy_avg", "policy/guarded_calls"]);
+        assert_eq!(names(ValueStats::default().metrics()), ["loss/value_avg"]);
+        assert!(RolloutStats::default().metrics().is_empty());
     }
 
     #[test]
@@ -1326,6 +1339,9 @@ mod tests {
         check(1.5, 1.0, 3.0, 0.5 * 1.8 * 1.8, 0.0, 1.0);
         // Moved too far away from it: the free loss is larger, the gradient pulls back.
         check(0.5, 1.0, 3.0, 0.5 * 2.5 * 2.5, -2.5, 0.0);
+        // The same below.
+        check(0.9, 1.0, -1.0, 0.5 * 1.9 * 1.9, 1.9, 0.0);
+        check(0.5, 1.0, -1.0, 0.5 * 1.8 * 1.8, 0.0, 1.0);
     }
 
     #[test]

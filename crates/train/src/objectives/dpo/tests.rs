@@ -371,6 +371,28 @@ fn soft_labelled_sigmoid_is_bradley_terry_on_the_implicit_rewards() {
     assert!((soft.loss - cdpo.loss).abs() < 1e-7);
 }
 
+/// A margin of `m` asks for what a chosen log-ratio smaller by `m / beta` would still have to gain.
+#[test]
+fn a_margin_is_a_head_start_that_the_chosen_response_must_make_up() {
+    let spans = Spans::from_lengths([1, 1]);
+    for &(name, loss) in DpoLoss::NAMES.iter().filter(|(_, loss)| loss.takes_margin()) {
+        let config = smoothed_config(loss);
+        let value = |chosen: f32, margin: f32| {
+            let margin_p = [margin];
+            let batch = PairBatch {
+                spans: &spans,
+                logprob_m: &[chosen, -2.0],
+                ref_logp_i: Some(&[-1.5, -1.0]),
+                log_sum_sq_prob_m: None,
+                columns: PairColumns { margin_p: Some(&margin_p), ..PairColumns::NONE },
+            };
+            dpo(batch, &config, DENOMINATORS).loss
+        };
+        assert!((value(-1.0, 0.25) - value(-1.5, 0.0)).abs() < 1e-12, "{name}");
+        assert!(value(-1.0, 0.25) > value(-1.0, 0.0), "{name}");
+    }
+}
+
 #[test]
 fn ipo_averages_over_tokens_and_ipo_sum_does_not() {
     // Log-ratios 3 over 3 tokens and -2 over 1 token; 1 / 2 beta = 1.
