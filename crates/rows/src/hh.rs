@@ -7,8 +7,8 @@
 //! A pair of transcripts shares its opening turns. The prompt is those turns, and, where the next turn is the assistant's
 //! on both sides, that turn's marker: `\n\nHuman: …\n\nAssistant:`. So in the ordinary case, where only the last turn
 //! differs, the prompt ends with the last `\n\nAssistant:` and each response is the rest, with its leading space (2307 of
-//! the 2312 pairs of harmless-base's test part). Where the dialogues part earlier, the responses hold several turns, the
-//! human's among them; that is flagged, not refused. Each side keeps at least one turn, so identical transcripts have
+//! the 2312 pairs of harmless-base's test part). Where the dialogues part earlier, a response holds several turns (in the
+//! other five, the assistant's twice in a row); that is flagged, not refused. Each side keeps at least one turn, so identical transcripts have
 //! identical responses, not empty ones.
 //!
 //! A character-wise common prefix, as TRL takes it for other texts, would end inside the responses ("I'm sorry, b" …).
@@ -99,9 +99,9 @@ pub fn split(chosen: &str, rejected: &str) -> Option<usize> {
     Some(if with_marker { next.words } else { next.start })
 }
 
-/// Whether a text holds a turn of the human.
-pub fn has_human_turn(text: &str) -> bool {
-    text.contains(HUMAN)
+/// Whether a response goes on after the assistant's turn that it begins with.
+pub fn has_further_turns(response: &str) -> bool {
+    response.contains(HUMAN) || response.contains(ASSISTANT)
 }
 
 /// A transcript's turns as messages of role `user` and `assistant`, with the white space around their words removed;

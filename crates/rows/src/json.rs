@@ -64,8 +64,9 @@ impl Lines {
             }
             let index = self.row;
             self.row += 1;
-            let piece =
-                Piece { bytes: &self.buffer, line: self.line, column: 1, byte: self.byte, lines: true };
+            // Without its line break, so that an error at its end is on this line and not the next.
+            let bytes = self.buffer.trim_ascii_end();
+            let piece = Piece { bytes, line: self.line, column: 1, byte: self.byte, lines: true };
             return Some(
                 piece
                     .parse(&self.file)
@@ -379,6 +380,9 @@ impl Piece<'_> {
             "JSON has no NaN and no infinity: leave the key out or write null"
         } else if [&b"True"[..], b"False", b"None"].into_iter().any(near) {
             "JSON writes true, false and null"
+        } else if message.starts_with("expected value") && around.iter().take(2).any(u8::is_ascii_alphabetic)
+        {
+            "text goes in double quotes"
         } else {
             ""
         }

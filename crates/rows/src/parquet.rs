@@ -11,7 +11,7 @@
 //! | lists, structs, maps | list, object, list of `{key, value}` |
 //! | dates, timestamps | ISO 8601 text |
 //! | categories (dictionary) | the value itself |
-//! | anything else | `{"unreadable": "<its type>"}`: harmless in a column that nobody asks for, an error in one that is needed |
+//! | anything else | `{"unreadable": "a value of type …"}`: harmless in a column that nobody asks for, an error in one that is needed |
 //!
 //! Not here: writing Parquet, partitioned directories.
 
@@ -29,10 +29,11 @@ use arrow_array::{Array, ArrowPrimitiveType, RecordBatch, StructArray};
 use arrow_schema::{DataType, TimeUnit};
 use parquet::arrow::arrow_reader::{ParquetRecordBatchReader, ParquetRecordBatchReaderBuilder};
 use parquet::file::reader::ChunkReader;
-use serde_json::{Map, Number, Value, json};
+use serde_json::{Map, Number, Value};
 
 use crate::Row;
 use crate::error::{Place, RowsError};
+use crate::show::unreadable;
 
 /// Rows decoded at a time. Rows are texts of some kilobytes, so a batch is a few megabytes.
 const BATCH_ROWS: usize = 1024;
@@ -50,15 +51,15 @@ pub(crate) struct Table {
 
 impl Table {
     pub fn open(file: Arc<Path>, bytes: impl ChunkReader + 'static) -> Result<Table, RowsError> {
-        let unreadable = |error| refused(&file, None, &error);
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(unreadable)?;
+        let damaged = |error| refused(&file, None, &error);
+        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(damaged)?;
         let schema = builder.schema().clone();
         for (i, field) in schema.fields().iter().enumerate() {
             if schema.fields()[..i].iter().any(|before| before.name() == field.name()) {
                 return Err(RowsError::DuplicateKey { place: Place::file(&file), key: field.name().clone() });
             }
         }
-        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(unreadable)?;
+        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(damaged)?;
         Ok(Table { file, batches, batch: None, batch_row: 0, row: 0 })
     }
 
@@ -89,6 +90,12 @@ impl Table {
 
 fn refused(file: &Path, row: Option<usize>, error: &dyn std::fmt::Display) -> RowsError {
     let found = error.to_string();
+    // Each layer of the decoder adds its own, and "unreadable Parquet" says as much.
+    const PREFIXES: [&str; 3] = ["Parquet argument error: ", "Parquet error: ", "External: "];
+    let mut found = found.as_str();
+    while let Some(rest) = PREFIXES.iter().find_map(|prefix| found.strip_prefix(prefix)) {
+        found = rest;
+    }
     let hint = if found.contains("ooter") || found.contains("EOF") || found.contains("eof") {
         "the file was cut short: copy or download it again"
     } else if found.contains("Disabled feature") {
@@ -97,7 +104,7 @@ fn refused(file: &Path, row: Option<usize>, error: &dyn std::fmt::Display) -> Ro
         "the file is damaged: copy or download it again"
     };
     let place = Box::new(Place { file: file.into(), line: None, row });
-    RowsError::Parquet { place, found, hint: hint.to_owned() }
+    RowsError::Parquet { place, found: found.to_owned(), hint: hint.to_owned() }
 }
 
 /// One cell as JSON; `None` for null.
@@ -167,7 +174,7 @@ fn cell(array: &dyn Array, i: usize) -> Option<Value> {
             // A damaged file may hold a key past the end of its dictionary.
             return if key < dictionary.values().len() { cell(dictionary.values(), key) } else { None };
         }
-        other => unreadable(&other.to_string()),
+        other => unreadable(&format!("a value of type {other}")),
     })
 }
 
@@ -192,14 +199,14 @@ fn decimal(text: &str) -> Value {
     match (text.parse::<i64>(), text.parse::<f64>()) {
         (Ok(integer), _) => integer.into(),
         (_, Ok(value)) => float(value),
-        _ => unreadable("Decimal"),
+        _ => unreadable("a decimal"),
     }
 }
 
 fn bytes(bytes: &[u8]) -> Value {
     match str::from_utf8(bytes) {
         Ok(text) => text.into(),
-        Err(_) => unreadable(&format!("{} bytes that are not UTF-8", bytes.len())),
+        Err(_) => unreadable("bytes that are not UTF-8"),
     }
 }
 
@@ -209,8 +216,4 @@ fn iso(moment: Option<impl std::fmt::Debug>, suffix: &str) -> Value {
         Some(moment) => Value::String(format!("{moment:?}{suffix}")),
         None => unreadable("a date outside the calendar"),
     }
-}
-
-fn unreadable(what: &str) -> Value {
-    json!({ "unreadable": what })
 }

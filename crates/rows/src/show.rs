@@ -15,8 +15,20 @@ pub(crate) fn kind_of(value: &Value) -> String {
         Value::Array(list) if list.is_empty() => "an empty list".to_owned(),
         Value::Array(list) => format!("a list of {}", list.len()),
         Value::Object(map) if map.is_empty() => "an empty object".to_owned(),
-        Value::Object(map) => format!("an object with {}", keys_of(map)),
+        Value::Object(map) => match unreadable_reason(map) {
+            Some(reason) => format!("unreadable: {reason}"),
+            None => format!("an object with {}", keys_of(map)),
+        },
     }
+}
+
+/// Stands for a value that the format can hold and JSON cannot: no error in a column that nobody asks for.
+pub(crate) fn unreadable(reason: &str) -> Value {
+    serde_json::json!({ "unreadable": reason })
+}
+
+fn unreadable_reason(map: &Map<String, Value>) -> Option<&str> {
+    if map.len() == 1 { map.get("unreadable")?.as_str() } else { None }
 }
 
 /// The text in double quotes, with control characters escaped, cut when it is long.
@@ -118,6 +130,7 @@ mod tests {
         check(json!([]), "an empty list");
         check(json!([1, 2]), "a list of 2");
         check(json!({}), "an empty object");
+        check(unreadable("an interval"), "unreadable: an interval");
         check(json!({"a": 1, "b\n": null}), r"an object with the keys `a`, `b\n` (null)");
         let many: Map<String, Value> = (0..14).map(|i| (format!("k{i}"), json!(0))).collect();
         assert!(keys_of(&many).ends_with("`k11`, 2 more"), "{}", keys_of(&many));

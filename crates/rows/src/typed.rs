@@ -68,8 +68,9 @@ pub enum Flag {
     EmptyResponse(Side),
     /// Chosen and rejected are the same: there is nothing to learn.
     IdenticalResponses,
-    /// A response holds a turn of the user's: training on it teaches to speak for the user.
-    UserTurnInResponse(Side),
+    /// A response goes on after the assistant's turn, with a user's message or, in a transcript, any turn: training on it
+    /// teaches to speak for the user.
+    SeveralTurns(Side),
     /// Every response begins with the whole prompt, so the model would see the prompt twice.
     PromptRepeated,
     /// The prompt ends with the assistant's turn, which will be continued rather than answered.
@@ -94,7 +95,7 @@ impl fmt::Display for Flag {
             Flag::EmptyPrompt => f.write_str("empty prompt"),
             Flag::EmptyResponse(side) => write!(f, "empty response ({side})"),
             Flag::IdenticalResponses => f.write_str("identical responses"),
-            Flag::UserTurnInResponse(side) => write!(f, "user turn in response ({side})"),
+            Flag::SeveralTurns(side) => write!(f, "several turns in response ({side})"),
             Flag::PromptRepeated => f.write_str("prompt repeated in every response"),
             Flag::PromptEndsWithAssistant => f.write_str("prompt ends with the assistant's turn"),
             Flag::LikelyMisspelt(meant) => write!(f, "unused key that looks like `{meant}`"),
@@ -363,10 +364,10 @@ impl PreferenceRow {
         };
         let flags = self.info.flags.iter().filter_map(|flag| match *flag {
             Flag::EmptyResponse(Side::Chosen) => Some(Flag::EmptyResponse(Side::Completion)),
-            Flag::UserTurnInResponse(Side::Chosen) => Some(Flag::UserTurnInResponse(Side::Completion)),
+            Flag::SeveralTurns(Side::Chosen) => Some(Flag::SeveralTurns(Side::Completion)),
             Flag::EmptyPrompt | Flag::PromptEndsWithAssistant | Flag::PromptRepeated => Some(*flag),
             Flag::EmptyResponse(_)
-            | Flag::UserTurnInResponse(_)
+            | Flag::SeveralTurns(_)
             | Flag::IdenticalResponses
             | Flag::LikelyMisspelt(_) => None,
         });
@@ -580,11 +581,11 @@ impl Fields {
     fn flag_responses(&mut self, prompt: &Text, responses: &[(Side, &Text)]) {
         for &(side, response) in responses {
             self.flag_if(response.is_blank(), Flag::EmptyResponse(side));
-            let user_turn = match response {
-                Text::Plain(text) => hh::has_human_turn(text),
+            let several = match response {
+                Text::Plain(text) => hh::has_further_turns(text),
                 Text::Messages(messages) => messages.iter().any(|message| message.role == "user"),
             };
-            self.flag_if(user_turn, Flag::UserTurnInResponse(side));
+            self.flag_if(several, Flag::SeveralTurns(side));
         }
         let repeats = |response: &Text| match (prompt, response) {
             (Text::Plain(prompt), Text::Plain(text)) => {
