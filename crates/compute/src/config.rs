@@ -193,7 +193,7 @@ impl DecoderConfig {
                 return Err(format!("{name} is 0, at least 1 is needed"));
             }
         }
-        if self.heads % self.kv_heads != 0 {
+        if !self.heads.is_multiple_of(self.kv_heads) {
             return Err(format!(
                 "{} heads are not a multiple of {} key/value heads",
                 self.heads, self.kv_heads

@@ -12,13 +12,13 @@ use crate::params::{Layout, Params};
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct OptimizerConfig {
     /// Decay of the first moment, in `[0, 1)`.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment, in `[0, 1)`.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the corrected second moment.
-    pub eps: f32,
+    pub eps: f64,
     /// Decoupled weight decay.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// Whether norms and biases decay too; Transformers' trainers leave them alone.
     pub decay_vectors: bool,
     /// The gradient is scaled down to this global norm where it is longer; `None` never clips.
@@ -61,7 +61,7 @@ impl Optimizer {
         layout: &Layout,
         params: &mut Params,
         grads: &Params,
-        lr: f32,
+        lr: f64,
     ) -> UpdateStats {
         let grad_norm = adamw::norm_sq(cpu, &grads.data).sqrt();
         if !grad_norm.is_finite() {

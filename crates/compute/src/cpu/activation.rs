@@ -115,7 +115,7 @@ vectorized! {
 /// `0.5 (1 + tanh(t)) = sigmoid(2 t)`, with `t = sqrt(2/pi) (x + 0.044715 x^3)`.
 #[inline(always)]
 fn gelu_tanh_gate(x: f32) -> (f32, f32) {
-    const TWO_ROOT: f32 = 1.595_769_1;
+    const TWO_ROOT: f32 = 1.595_769;
     const CUBIC: f32 = 0.044_715;
     let s = sigmoid(TWO_ROOT * (x + CUBIC * x * x * x));
     let d_inner = TWO_ROOT * (1.0 + 3.0 * CUBIC * x * x);

@@ -9,15 +9,15 @@ const CHUNK: usize = 1 << 14;
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct AdamW {
     /// Learning rate of this step.
-    pub lr: f32,
+    pub lr: f64,
     /// Decay of the first moment.
-    pub beta1: f32,
+    pub beta1: f64,
     /// Decay of the second moment.
-    pub beta2: f32,
+    pub beta2: f64,
     /// Added to the root of the corrected second moment.
-    pub eps: f32,
+    pub eps: f64,
     /// Decoupled: the weight shrinks by `lr * weight_decay`.
-    pub weight_decay: f32,
+    pub weight_decay: f64,
     /// 1 at the first step.
     pub step: u64,
     /// The gradient is multiplied by this: the clip factor.
@@ -34,36 +34,47 @@ pub fn update(cpu: &Cpu, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32],
     let len = w.len();
     assert_eq!((m.len(), v.len(), g.len()), (len, len, len), "adamw: buffers of one length");
     // Bias corrections in f64, as PyTorch computes them, rounded once.
-    let correction1 = 1.0 - f64::from(p.beta1).powf(p.step as f64);
-    let correction2 = 1.0 - f64::from(p.beta2).powf(p.step as f64);
-    let step_size = (f64::from(p.lr) / correction1) as f32;
-    let root2 = correction2.sqrt() as f32;
-    let keep = (1.0 - f64::from(p.lr) * f64::from(p.weight_decay)) as f32;
+    let correction1 = 1.0 - p.beta1.powf(p.step as f64);
+    let correction2 = 1.0 - p.beta2.powf(p.step as f64);
+    let c = Coefficients {
+        grad_scale: p.grad_scale,
+        keep: (1.0 - p.lr * p.weight_decay) as f32,
+        new1: (1.0 - p.beta1) as f32,
+        old2: p.beta2 as f32,
+        new2: (1.0 - p.beta2) as f32,
+        eps: p.eps as f32,
+        step_size: (p.lr / correction1) as f32,
+        root2: correction2.sqrt() as f32,
+    };
     let (w, m, v) = (SharedMut::new(w), SharedMut::new(m), SharedMut::new(v));
     cpu.for_each(len.div_ceil(CHUNK), |task| {
         let range = task * CHUNK..len.min((task + 1) * CHUNK);
         // SAFETY: chunks of different tasks do not overlap.
         let (w, m, v) = unsafe { (w.slice(range.clone()), m.slice(range.clone()), v.slice(range.clone())) };
-        update_chunk(cpu.isa(), w, m, v, &g[range], p, keep, step_size, root2);
+        update_chunk(cpu.isa(), w, m, v, &g[range], c);
     });
 }
 
+/// What the loop multiplies by: computed in f64, since `1 - beta2` in f32 would be 5e-5 off.
+#[derive(Clone, Copy)]
+struct Coefficients {
+    grad_scale: f32,
+    keep: f32,
+    new1: f32,
+    old2: f32,
+    new2: f32,
+    eps: f32,
+    step_size: f32,
+    root2: f32,
+}
+
 vectorized! {
-    fn update_chunk(
-        w: &mut [f32],
-        m: &mut [f32],
-        v: &mut [f32],
-        g: &[f32],
-        p: AdamW,
-        keep: f32,
-        step_size: f32,
-        root2: f32,
-    ) {
+    fn update_chunk(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Coefficients) {
         for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * p.grad_scale;
-            *m = *m + (g - *m) * (1.0 - p.beta1);
-            *v = *v * p.beta2 + g * g * (1.0 - p.beta2);
-            *w = *w * keep - step_size * (*m / (v.sqrt() / root2 + p.eps));
+            let g = g * c.grad_scale;
+            *m += (g - *m) * c.new1;
+            *v = *v * c.old2 + g * g * c.new2;
+            *w = *w * c.keep - c.step_size * (*m / (v.sqrt() / c.root2 + c.eps));
         }
     }
 }

@@ -29,15 +29,15 @@ pub mod rope;
 
 use pool::Pool;
 
-/// Vector instructions that a kernel may use.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Vector instructions that a kernel may use, the narrowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
-    /// 16 floats at a time (`avx512f`, `bw`, `dq`, `vl`).
-    Avx512,
-    /// 8 floats at a time (`avx2`, `fma`).
-    Avx2,
     /// What the compiler makes of plain Rust: NEON on aarch64.
     Portable,
+    /// 8 floats at a time (`avx2`, `fma`).
+    Avx2,
+    /// 16 floats at a time (`avx512f`, `bw`, `dq`, `vl`).
+    Avx512,
 }
 
 impl Isa {
@@ -80,8 +80,7 @@ impl Cpu {
     ///
     /// If the machine lacks them.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
-        let rank = |isa| [Isa::Portable, Isa::Avx2, Isa::Avx512].iter().position(|&i| i == isa);
-        assert!(rank(isa) <= rank(Isa::detect()), "this machine has no {isa:?}");
+        assert!(isa <= Isa::detect(), "this machine has no {isa:?}");
         Self { isa, pool: Pool::new(threads) }
     }
 

@@ -44,7 +44,7 @@ impl A {
     /// # Safety
     ///
     /// Row `i` must be inside the operand.
-    unsafe fn from_row(self, i: usize) -> Self {
+    unsafe fn starting_at(self, i: usize) -> Self {
         let step = if self.panels { i * LANES } else { i };
         // SAFETY: inside the operand by the caller's promise.
         Self { start: unsafe { self.start.add(step) }, ..self }
@@ -136,7 +136,7 @@ unsafe fn product<V: Vector, const MR: usize, const NV: usize>(
                 let at = Tile {
                     c: c.add(i * c_stride + j),
                     c_stride,
-                    a: a.from_row(i),
+                    a: a.starting_at(i),
                     b: b.add(j),
                     b_stride,
                     k,
