@@ -14,7 +14,7 @@ Shapes: b 8 sequences, r 12 response positions. Token 0 is the pad; the end of s
 Position alignment: column t of every [b, r] tensor belongs to response token t. values[:, t] is the value model read at the row BEFORE token t (the row
 that predicts it), so values[:, n] of a response of n < r tokens is read at its end-of-sequence token.
 
-ppo_modern.safetensors (float32 run; the same names under `f64/` from a run of the same script in float64)
+ppo_modern.safetensors (float32 run; the same names under `f64/` from a run in float64, in which only Transformers' RMSNorm and RoPE angles stay float32)
   queries i32 [b, q] left-padded with 0;  responses i32 [b, r] right-padded with 0
   shared: logprobs_raw (at temperature T + 1e-7), values_raw [b, r], scores_raw [b]: before any masking or penalty, base case
   CASE/scores [b]; CASE/logprobs, ref_logprobs, values, kl, rewards_unwhitened, rewards, advantages_unwhitened, advantages, returns [b, r]
