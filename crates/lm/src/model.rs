@@ -17,6 +17,7 @@ use std::sync::Arc;
 use polity_compute::{DecoderConfig, Head, Layout, Params};
 use serde_json::{Map, Value};
 
+use crate::chat::ChatTemplate;
 use crate::error::{LmError, Result};
 use crate::hf_config::{HfConfig, token_ids};
 use crate::rng::Stream;
@@ -58,6 +59,8 @@ pub struct Model {
     pub generation: GenerationDefaults,
     /// Absent where the directory has no `tokenizer.json`.
     pub tokenizer: Option<Tokenizer>,
+    /// Absent where the directory has no chat template.
+    pub chat: Option<ChatTemplate>,
     /// Name and bytes of the files that are copied through.
     companions: Arc<Vec<(String, Vec<u8>)>>,
 }
@@ -104,11 +107,13 @@ impl Model {
         if let Some(tokenizer) = &tokenizer {
             tokenizer.check_vocabulary(config.vocab)?;
         }
+        let chat = load_chat(dir, tokenizer.as_ref())?;
         let generation = GenerationDefaults::read(dir, &hf, tokenizer.as_ref())?;
         let layout = Layout::new(&config);
         let table = WeightTable::new(hf.family(), &config, &layout);
         let params = table.load(dir, &layout)?;
-        Ok(Self { hf, config, layout, params, generation, tokenizer, companions: Arc::new(companions) })
+        let companions = Arc::new(companions);
+        Ok(Self { hf, config, layout, params, generation, tokenizer, chat, companions })
     }
 
     /// A model with fresh weights, as Transformers initialises them: matrices `N(0, initializer_range)`,
@@ -120,7 +125,8 @@ impl Model {
         let layout = Layout::new(&config);
         let params = crate::init::fresh(hf.family(), &config, &layout, std, seed);
         let generation = GenerationDefaults::from_config(&hf)?;
-        Ok(Self { hf, config, layout, params, generation, tokenizer: None, companions: Arc::default() })
+        let companions = Arc::default();
+        Ok(Self { hf, config, layout, params, generation, tokenizer: None, chat: None, companions })
     }
 
     /// The same model with the tokenizer and the other companion files of a directory.
@@ -131,6 +137,7 @@ impl Model {
         if let Some(tokenizer) = &self.tokenizer {
             tokenizer.check_vocabulary(self.config.vocab)?;
         }
+        self.chat = load_chat(dir, self.tokenizer.as_ref())?;
         self.generation = GenerationDefaults::read(dir, &self.hf, self.tokenizer.as_ref())?;
         Ok(self)
     }
@@ -141,6 +148,16 @@ impl Model {
             let dir = self.hf.file().parent().unwrap_or(Path::new(""));
             let hint = "save it with a fast tokenizer: tokenizer.save_pretrained(dir); or give rows of ids";
             LmError::file(dir, "no tokenizer.json", "the model's tokenizer", hint)
+        })
+    }
+
+    /// The chat template, or an error that says that the directory had none.
+    pub fn chat_template(&self) -> Result<&ChatTemplate> {
+        self.chat.as_ref().ok_or_else(|| {
+            let dir = self.hf.file().parent().unwrap_or(Path::new(""));
+            let hint = "a model that was not trained on conversations has none: give `prompt` rows, or put a \
+                        chat_template.jinja beside the model";
+            LmError::file(dir, "no chat_template.jinja", "the model's chat template", hint)
         })
     }
 
@@ -212,6 +229,7 @@ impl Model {
             params: Params { data: polity_compute::params::Buffer::default() },
             generation: self.generation.clone(),
             tokenizer: self.tokenizer.clone(),
+            chat: self.chat.clone(),
             companions: Arc::clone(&self.companions),
         }
     }
@@ -306,6 +324,11 @@ pub(crate) fn read_object(file: &Path) -> Result<Map<String, Value>> {
         Value::Object(map) => Ok(map),
         _ => Err(LmError::file(file, "something else", "a JSON object", "")),
     }
+}
+
+fn load_chat(dir: &Path, tokenizer: Option<&Tokenizer>) -> Result<Option<ChatTemplate>> {
+    // Without a tokenizer a template has nothing to put into ids.
+    tokenizer.map_or(Ok(None), |tokenizer| ChatTemplate::load(dir, tokenizer.special_texts()))
 }
 
 fn read_companions(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {

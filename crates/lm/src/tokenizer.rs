@@ -224,10 +224,6 @@ impl Tokenizer {
         StreamDecoder { tokenizer: self.clone(), skip_special, ids: Vec::new(), shown: 0 }
     }
 
-    pub(crate) fn file(&self) -> &Path {
-        &self.inner.file
-    }
-
     fn error(&self, error: &(dyn std::error::Error + Send + Sync)) -> LmError {
         LmError::Tokenizer { file: self.inner.file.clone(), message: error.to_string() }
     }
