@@ -13,10 +13,17 @@
 //! | categories (dictionary) | the value itself |
 //! | anything else | `{"unreadable": "a value of type …"}`: harmless in a column that nobody asks for, an error in one that is needed |
 //!
+//! The decoder is the `parquet` crate, which panics on some damaged files (60.1.0 divides by zero at a page that claims no
+//! values). A panic inside it is caught and reported as any other damage; see [`decode`].
+//!
 //! Not here: writing Parquet, partitioned directories.
 
+use std::any::Any;
+use std::cell::Cell;
+use std::fmt::Display;
+use std::panic;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 
 use arrow_array::cast::AsArray;
 use arrow_array::types::{
@@ -51,15 +58,15 @@ pub(crate) struct Table {
 
 impl Table {
     pub fn open(file: Arc<Path>, bytes: impl ChunkReader + 'static) -> Result<Table, RowsError> {
-        let damaged = |error| refused(&file, None, &error);
-        let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(damaged)?;
+        let damaged = |found: String| refused(&file, None, &found);
+        let builder = decode(|| ParquetRecordBatchReaderBuilder::try_new(bytes)).map_err(damaged)?;
         let schema = builder.schema().clone();
         for (i, field) in schema.fields().iter().enumerate() {
             if schema.fields()[..i].iter().any(|before| before.name() == field.name()) {
                 return Err(RowsError::DuplicateKey { place: Place::file(&file), key: field.name().clone() });
             }
         }
-        let batches = builder.with_batch_size(BATCH_ROWS).build().map_err(damaged)?;
+        let batches = decode(|| builder.with_batch_size(BATCH_ROWS).build()).map_err(damaged)?;
         Ok(Table { file, batches, batch: None, batch_row: 0, row: 0 })
     }
 
@@ -80,19 +87,52 @@ impl Table {
                 self.row += 1;
                 return Some(Ok(Row { index, line: None, value }));
             }
-            match self.batches.next()? {
-                Ok(batch) => (self.batch, self.batch_row) = (Some(batch), 0),
+            match decode(|| self.batches.next().transpose()) {
+                Ok(None) => return None,
+                Ok(Some(batch)) => (self.batch, self.batch_row) = (Some(batch), 0),
                 Err(error) => return Some(Err((refused(&self.file, Some(self.row), &error), false))),
             }
         }
     }
 }
 
-fn refused(file: &Path, row: Option<usize>, error: &dyn std::fmt::Display) -> RowsError {
-    let found = error.to_string();
+/// Runs the decoder; its errors, and its panics, become text.
+///
+/// The message that a panic prints is held back, because the error says it. That takes a hook for the whole process, which
+/// passes on every panic but those of this thread during `work`. After a panic the decoder must not be used again.
+fn decode<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
+    thread_local! { static DECODING: Cell<bool> = const { Cell::new(false) } }
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let before = panic::take_hook();
+        panic::set_hook(Box::new(move |info| {
+            if !DECODING.get() {
+                before(info);
+            }
+        }));
+    });
+
+    DECODING.set(true);
+    let result = panic::catch_unwind(panic::AssertUnwindSafe(work));
+    DECODING.set(false);
+    match result {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(payload) => Err(panic_text(&*payload).to_owned()),
+    }
+}
+
+fn panic_text(payload: &(dyn Any + Send)) -> &str {
+    match (payload.downcast_ref::<&str>(), payload.downcast_ref::<String>()) {
+        (Some(text), _) => text,
+        (_, Some(text)) => text,
+        _ => "the decoder gave up",
+    }
+}
+
+fn refused(file: &Path, row: Option<usize>, found: &str) -> RowsError {
     // Each layer of the decoder adds its own, and "unreadable Parquet" says as much.
     const PREFIXES: [&str; 3] = ["Parquet argument error: ", "Parquet error: ", "External: "];
-    let mut found = found.as_str();
+    let mut found = found;
     while let Some(rest) = PREFIXES.iter().find_map(|prefix| found.strip_prefix(prefix)) {
         found = rest;
     }

@@ -134,3 +134,8 @@ pq.write_table(pa.table({**{k: [v] for k, v in PAIR.items()}, "margin": [float("
 pq.write_table(pa.table({"prompt": [b"\xff"], "chosen": ["c"], "rejected": ["r"]}), "prompt_bytes.parquet")
 pq.write_table(pa.table({**{k: [v] for k, v in PAIR.items()}, "label": [2.0]}), "label_two.parquet")
 pq.write_table(pairs.slice(0, 1), "brotli.parquet", compression="brotli")
+
+# Found by random damage: the dictionary page of the first column claims no values, at which the parquet crate (60.1.0) divides by zero.
+found = bytearray(open("ok_messages.parquet", "rb").read())
+found[12] ^= 4
+write("page_of_no_values.parquet", bytes(found))

@@ -61,6 +61,7 @@ const BAD: &[(&str, &str)] = &[
     ("null_chosen.jsonl", ", line 1: found the keys `prompt`, `chosen` (null), `rejected`{PREFERENCE}; `chosen` is missing"),
     ("only_bom.jsonl", ": no rows found; expected at least one"),
     ("other_kind.jsonl", ", line 1: found the keys `prompt`, `completion`, `label`{PREFERENCE}; this is an unpaired row: train kto takes such rows"),
+    ("page_of_no_values.parquet", ", row 0 (counted from 0): unreadable Parquet: attempt to divide by zero; the file is damaged: copy or download it again"),
     ("pairs.csv", r#": found CSV{FORMATS}; convert it, for example with Python: `pandas.read_csv("in.csv").to_json("out.jsonl", orient="records", lines=True)`"#),
     ("pretty_printed.jsonl", ", line 1, column 1: malformed JSON: EOF while parsing an object; the file was cut short, or a row is spread over several lines: JSONL has one object a line"),
     ("prompt_bytes.parquet", ", row 0 (counted from 0): `prompt` is unreadable: bytes that are not UTF-8; expected text, or a list of messages `{role, content}`"),

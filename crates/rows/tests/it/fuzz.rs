@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io::{Cursor, Read, Write};
+use std::sync::LazyLock;
 
 use polity_rows::{
     CompletionRow, Format, FromRow, PreferenceRow, PromptRow, Row, Rows, RowsError, UnpairedRow, write_jsonl,
@@ -154,7 +155,7 @@ fn gzip(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// Whole files to damage.
-fn seeds() -> Vec<Vec<u8>> {
+static SEEDS: LazyLock<Vec<Vec<u8>>> = LazyLock::new(|| {
     let lines = concat!(
         r#"{"prompt":"p é","chosen":"c \"x\" \u00e9","rejected":"r","margin":1.5,"label":0.5,"meta":{"a":[1,null]}}"#,
         "\n",
@@ -176,7 +177,7 @@ fn seeds() -> Vec<Vec<u8>> {
         seeds.push(fs::read(directory().join(name)).unwrap());
     }
     seeds
-}
+});
 
 /// Gives a few bytes at a time, as a slow pipe does.
 struct Trickle(Cursor<Vec<u8>>, usize);
@@ -220,8 +221,7 @@ proptest! {
 
     #[test]
     fn damaged_files(seed in any::<Index>(), packed in any::<bool>(), inside in vec(damage(), 0..6), outside in vec(damage(), 0..3)) {
-        let seeds = seeds();
-        let mut bytes = seeds[seed.index(seeds.len())].clone();
+        let mut bytes = SEEDS[seed.index(SEEDS.len())].clone();
         inside.iter().for_each(|damage| damage.apply(&mut bytes));
         if packed {
             bytes = gzip(&bytes);
@@ -234,7 +234,7 @@ proptest! {
     /// addition is that a repeated key is refused.
     #[test]
     fn damaged_lists_agree_with_serde_json(damages in vec(damage(), 0..4)) {
-        let mut bytes = seeds()[1].clone();
+        let mut bytes = SEEDS[1].clone();
         damages.iter().for_each(|damage| damage.apply(&mut bytes));
         let ours: Result<Vec<_>, _> = read_all(&bytes).into_iter().map(|row| row.map(|row| row.value)).collect();
         let text = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes);
