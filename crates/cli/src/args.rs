@@ -1,0 +1,404 @@
+//! The verbs, their flags and their help.
+//!
+//! A verb is a path (`train sft`), a doc comment is its help, and every `--help` ends with examples. Settings that a verb
+//! takes with `--set` are listed by `--help` from the same tables that read them; the lists are made only when help
+//! is asked for, so that a plain start does no work for them.
+
+use std::fmt::Write as _;
+use std::io;
+use std::path::PathBuf;
+
+use clap::builder::styling::{AnsiColor, Styles};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
+use polity_train::config::{Config, KeyInfo};
+use polity_train::settings::{DpoConfig, PpoConfig, RewardConfig, SftConfig};
+
+use crate::error::CommandResult;
+use crate::settings::{self, Uses};
+use crate::ui::ColorChoice;
+
+const STYLES: Styles = Styles::styled()
+    .header(AnsiColor::Green.on_default().bold())
+    .usage(AnsiColor::Green.on_default().bold())
+    .literal(AnsiColor::Cyan.on_default())
+    .placeholder(AnsiColor::Cyan.on_default());
+
+/// Columns that help is wrapped to on a wide terminal.
+const HELP_COLUMNS: usize = 100;
+
+/// From human preferences to an aligned language model: supervised tuning, reward models, PPO and DPO.
+///
+/// Models are directories as Hugging Face Transformers saves them; data is JSONL, JSON or Parquet with TRL's keys.
+/// Data goes to stdout and talk to stderr.
+#[derive(Debug, Parser)]
+#[command(name = "polity", version, styles = STYLES, max_term_width = HELP_COLUMNS, arg_required_else_help = true)]
+#[command(after_long_help = "\
+Exit codes: 0 done, 1 failed, 2 bad input or usage, 3 gate failed, 4 gate inconclusive, 130 interrupted.
+
+Examples:
+  polity demo                                    see the whole loop, on this machine, in minutes
+  polity train sft --model base --data rows.jsonl --out runs/sft
+  polity generate --model runs/sft/model --input prompts.jsonl
+  polity doctor                                  check that this machine computes right")]
+pub struct Cli {
+    /// For every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+/// Flags that every verb takes.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Machine-readable output: JSON on stdout, errors as a line of JSON on stderr
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Threads to compute with; 0 is one for each core. Does not change results
+    #[arg(long, global = true, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// No progress and no notes; warnings and errors stay
+    #[arg(long, short, global = true)]
+    pub quiet: bool,
+    /// When to use colour; NO_COLOR counts as never under auto
+    #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    pub color: ColorChoice,
+}
+
+impl Global {
+    /// Threads to compute with.
+    pub fn threads(&self) -> usize {
+        match self.threads {
+            0 => std::thread::available_parallelism().map_or(1, usize::from),
+            threads => threads,
+        }
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Run the whole loop on an embedded tiny world: minutes on a laptop CPU
+    #[command(long_about = "\
+Run the whole loop on an embedded tiny world with a known truth: a base model is made and tuned on demonstrations, \
+a simulated panel votes on its answers, a reward model learns from the votes, and PPO and DPO optimise the policy. \
+The results are compared by the gold utility, which no training step sees.
+
+Writes DIR/report.html and DIR/summary.json. Takes minutes on two cores and no downloads.")]
+    #[command(after_long_help = "\
+Examples:
+  polity demo
+  polity demo --dir /tmp/demo --seed 7
+  polity demo --over-optimise          no KL leash: proxy reward rises, gold falls, an alarm says so")]
+    Demo(DemoArgs),
+
+    /// Train a model: sft, reward, dpo or ppo
+    #[command(subcommand, arg_required_else_help = true)]
+    Train(TrainVerb),
+
+    /// Answer prompts: JSONL in, JSONL out
+    #[command(long_about = "\
+Answer prompts. A row in has `prompt` (text), `messages` (a conversation, rendered by the chat template) or `ids`; a \
+row out has `index`, `sample`, `text`, `ids`, `logprobs` and `finish_reason` (stop or length), in the order of the input.
+
+All rows are read and checked first. The same seed, row and sample give the same response in any batch and with any \
+number of threads.")]
+    #[command(after_long_help = "\
+Examples:
+  polity generate --model runs/sft/model --input prompts.jsonl --output responses.jsonl
+  echo '{\"prompt\": \"Once upon a time\"}' | polity generate --model M --input - --set temperature=0
+  polity generate --model M --input prompts.jsonl --set n=4 --set temperature=0.7 --set top_p=0.9
+  polity generate --model M --input prompts.jsonl --set 'stop=[\"\\n\\nHuman:\"]' | jq -r .text")]
+    Generate(GenerateArgs),
+
+    /// Log-prob and entropy of each token of given completions
+    #[command(long_about = "\
+Log-prob and entropy (nats) of each token of given completions. A row in has `prompt` and `completion`, `messages` \
+(the last one is the completion), `text`, or `prompt_ids` and `completion_ids`; a row out has `index`, `ids` (the \
+completion's), `logprobs` and `entropy`.
+
+A plain-text completion gets the tokenizer's EOS appended if it lacks it; ids are taken as they are.")]
+    #[command(after_long_help = "\
+Examples:
+  polity logprobs --model M --input rows.jsonl --output logprobs.jsonl
+  echo '{\"prompt\": \"Two and two is\", \"completion\": \" four.\"}' | polity logprobs --model M --input -
+  echo '{\"prompt_ids\": [1], \"completion_ids\": [403, 407]}' | polity logprobs --model M --input -")]
+    Logprobs(MeasureArgs),
+
+    /// Rewards of given completions
+    #[command(long_about = "\
+Rewards of given completions by a reward model, read at the last token. Rows are as for `polity logprobs`; a row out \
+has `index` and `score`.")]
+    #[command(after_long_help = "\
+Examples:
+  polity score --model runs/reward/model --input rows.jsonl
+  polity score --model runs/reward/model --input rows.jsonl | jq -s 'map(.score) | add / length'")]
+    Score(MeasureArgs),
+
+    /// Print a completion script for a shell
+    #[command(after_long_help = "\
+Examples:
+  polity completions bash > ~/.local/share/bash-completion/completions/polity
+  polity completions zsh > ~/.zfunc/_polity
+  polity completions fish > ~/.config/fish/completions/polity.fish")]
+    Completions {
+        /// Which shell
+        #[arg(value_enum)]
+        shell: clap_complete::Shell,
+    },
+
+    /// For the tests of the command line itself
+    #[command(subcommand, hide = true)]
+    Debug(DebugVerb),
+}
+
+/// For the tests of the command line itself.
+#[derive(Debug, Subcommand)]
+pub enum DebugVerb {
+    /// Panic
+    Panic,
+}
+
+/// Flags of `demo`.
+#[derive(Debug, Args)]
+pub struct DemoArgs {
+    /// Where the models, the runs and the report go
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "polity-demo")]
+    pub dir: PathBuf,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 42)]
+    pub seed: u64,
+    /// Turn the KL leash off and watch the policy over-optimise the reward model
+    #[arg(long)]
+    pub over_optimise: bool,
+}
+
+/// Flags of `generate`.
+#[derive(Debug, Args)]
+pub struct GenerateArgs {
+    /// The language model: a directory
+    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// Rows: JSONL, JSON or Parquet, also gzip'd; - is stdin
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub input: PathBuf,
+    /// Where the rows go, whole or not at all; stdout if absent or -
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// A setting; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_set)]
+    pub sets: Vec<(String, String)>,
+}
+
+/// Flags of `logprobs` and `score`.
+#[derive(Debug, Args)]
+pub struct MeasureArgs {
+    /// The model: a directory
+    #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// Rows: JSONL, JSON or Parquet, also gzip'd; - is stdin
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub input: PathBuf,
+    /// Where the rows go, whole or not at all; stdout if absent or -
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub output: Option<PathBuf>,
+    /// A setting; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_set)]
+    pub sets: Vec<(String, String)>,
+}
+
+/// A trainer.
+#[derive(Debug, Subcommand)]
+pub enum TrainVerb {
+    /// Supervised fine-tuning on completions, conversations or text
+    #[command(after_long_help = "\
+Examples:
+  polity train sft --model base --data rows.jsonl --out runs/sft
+  polity train sft --model base --data rows.parquet --out runs/sft \\
+      --set learning_rate=1e-4 --set num_train_epochs=1")]
+    Sft(TrainArgs),
+
+    /// A reward model from comparisons (Bradley-Terry)
+    #[command(after_long_help = "\
+Examples:
+  polity train reward --model runs/sft/model --data pairs.jsonl --out runs/reward
+  polity train reward --model runs/sft/model --data pairs.jsonl --eval-data held_out.jsonl \\
+      --out runs/reward --set center_rewards_coefficient=0.01")]
+    Reward(TrainArgs),
+
+    /// Direct preference optimisation and its relatives
+    #[command(after_long_help = "\
+Examples:
+  polity train dpo --model runs/sft/model --data pairs.jsonl --out runs/dpo
+  polity train dpo --model runs/sft/model --data pairs.jsonl --out runs/ipo \\
+      --set loss_type=ipo --set beta=0.1")]
+    Dpo(TrainArgs),
+
+    /// Proximal policy optimisation against a reward model, under a KL leash
+    #[command(after_long_help = "\
+Examples:
+  polity train ppo --model runs/sft/model --reward-model runs/reward/model \\
+      --data prompts.jsonl --out runs/ppo
+  polity train ppo --model runs/sft/model --reward-model runs/reward/model \\
+      --data prompts.jsonl --out runs/ppo --set kl_coef=0.1 --set total_episodes=4096")]
+    Ppo(PpoArgs),
+}
+
+/// Flags of every trainer.
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// The model to start from: a directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// Rows to train on: JSONL, JSON or Parquet, also gzip'd
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub data: PathBuf,
+    /// Rows to evaluate on
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub eval_data: Option<PathBuf>,
+    /// Where the run goes: settings, metrics, checkpoints, model and report
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub out: PathBuf,
+    /// Settings, as TOML
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub config: Option<PathBuf>,
+    /// A setting; repeat for more. Takes precedence over the file
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_set)]
+    pub sets: Vec<(String, String)>,
+    /// Go on where a stopped or killed run left off
+    #[arg(long)]
+    pub resume: bool,
+}
+
+/// Flags of PPO.
+#[derive(Debug, Args)]
+pub struct PpoArgs {
+    /// What every trainer takes.
+    #[command(flatten)]
+    pub train: TrainArgs,
+    /// The reward model: a directory with a scalar head
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub reward_model: PathBuf,
+}
+
+/// Reads the arguments, or prints help, version or a usage error (exit 2) and ends.
+pub fn parse() -> Cli {
+    let words: Vec<_> = std::env::args_os().collect();
+    let help = words.iter().any(|word| word == "--help" || word == "help");
+    let command = command(help).color(color_of(&words));
+    let matches = command.get_matches_from(words);
+    Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit())
+}
+
+/// The command; with the lists of settings in its help if they will be shown.
+fn command(with_settings: bool) -> clap::Command {
+    let command = Cli::command();
+    if !with_settings {
+        return command;
+    }
+    let command = [("generate", Uses::Generate), ("logprobs", Uses::Logprobs), ("score", Uses::Score)]
+        .into_iter()
+        .fold(command, |command, (verb, uses)| {
+            command.mut_subcommand(verb, |verb| before_examples(verb, &settings::help(uses)))
+        });
+    command.mut_subcommand("train", |train| {
+        train
+            .mut_subcommand("sft", |stage| with_keys(stage, &SftConfig::keys()))
+            .mut_subcommand("reward", |stage| with_keys(stage, &RewardConfig::keys()))
+            .mut_subcommand("dpo", |stage| with_keys(stage, &DpoConfig::keys()))
+            .mut_subcommand("ppo", |stage| with_keys(stage, &PpoConfig::keys()))
+    })
+}
+
+/// Puts the list of settings before the examples.
+fn with_keys(command: clap::Command, keys: &[KeyInfo]) -> clap::Command {
+    let mut text = String::from("Settings (in the --config file, or with --set):\n");
+    for key in keys {
+        let _ = writeln!(text, "  {} = {}   [{}]", key.name, key.default, key.domain());
+        let _ = writeln!(text, "      {}", key.doc);
+    }
+    before_examples(command, &text)
+}
+
+fn before_examples(command: clap::Command, text: &str) -> clap::Command {
+    let examples = command.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+    command.after_long_help(format!("{text}\n{examples}"))
+}
+
+/// Colour is decided before the arguments are parsed, since parsing may print.
+fn color_of(words: &[std::ffi::OsString]) -> clap::ColorChoice {
+    let mut words = words.iter().map(|word| word.to_string_lossy());
+    let mut choice = None;
+    while let Some(word) = words.next() {
+        if word == "--color" {
+            choice = words.next().map(|value| value.into_owned());
+        } else if let Some(value) = word.strip_prefix("--color=") {
+            choice = Some(value.to_owned());
+        }
+    }
+    match choice.as_deref() {
+        Some("always") => clap::ColorChoice::Always,
+        Some("never") => clap::ColorChoice::Never,
+        _ => clap::ColorChoice::Auto,
+    }
+}
+
+/// `key=value`.
+fn parse_set(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
+        _ => Err("expected KEY=VALUE, such as temperature=0.7".into()),
+    }
+}
+
+/// Prints a completion script.
+pub fn completions(shell: clap_complete::Shell) -> CommandResult {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "polity", &mut script);
+    crate::output::to_stdout(|out| io::Write::write_all(out, &script))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_is_consistent() {
+        command(true).debug_assert();
+    }
+
+    #[test]
+    fn every_verb_has_help_with_examples() {
+        fn check(command: &clap::Command) {
+            for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+                assert!(verb.get_about().is_some(), "{} has no help", verb.get_name());
+                match verb.has_subcommands() {
+                    true => check(verb),
+                    false => {
+                        let help = verb.get_after_long_help().map(ToString::to_string).unwrap_or_default();
+                        assert!(help.contains("Examples:\n  polity "), "{} has no examples", verb.get_name());
+                    }
+                }
+            }
+        }
+        check(&command(true));
+    }
+
+    #[test]
+    fn settings_split_at_the_first_equals_sign() {
+        assert_eq!(parse_set("a=b=c"), Ok(("a".into(), "b=c".into())));
+        assert_eq!(parse_set(" a = b"), Ok(("a".into(), " b".into())));
+        assert!(parse_set("a").is_err());
+        assert!(parse_set("=a").is_err());
+    }
+
+    #[test]
+    fn colour_is_found_in_either_spelling() {
+        let color = |words: &[&str]| color_of(&words.iter().map(Into::into).collect::<Vec<_>>());
+        assert_eq!(color(&["polity", "--color", "never"]), clap::ColorChoice::Never);
+        assert_eq!(color(&["polity", "x", "--color=always"]), clap::ColorChoice::Always);
+        assert_eq!(color(&["polity"]), clap::ColorChoice::Auto);
+    }
+}

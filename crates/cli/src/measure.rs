@@ -1,0 +1,203 @@
+//! `polity logprobs` and `polity score`: completions in, numbers out, as JSONL in the order of the input.
+//!
+//! Neighbouring rows with the same prompt are computed as one prefix tree, the prompt once. A row's numbers do not
+//! depend on its batch.
+//!
+//! Not here: rows to ids (`input`), the heads (`compute`).
+
+use std::ops::Range;
+
+use polity_compute::{Batch, Recompute, Tape};
+use serde::Serialize;
+
+use crate::args::{Global, MeasureArgs};
+use crate::error::CommandResult;
+use crate::host::Interrupts;
+use crate::input::{self, CompletionIds};
+use crate::model::Loaded;
+use crate::output::{RowWriter, Sink};
+use crate::settings::{Read, Settings, Uses};
+use crate::ui::{Ui, Work};
+
+/// Tokens computed together: enough to fill the processor, few enough to see rows come out.
+const BATCH_TOKENS: usize = 4096;
+
+#[derive(Serialize)]
+struct LogprobsRow<'r> {
+    index: usize,
+    ids: &'r [u32],
+    logprobs: &'r [f32],
+    entropy: &'r [f32],
+}
+
+#[derive(Serialize)]
+struct ScoreRow {
+    index: usize,
+    score: f32,
+}
+
+/// Runs `polity logprobs`.
+pub fn logprobs(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let rows = input::open(&args.input, ui)?;
+    let loaded = Loaded::language_model(&args.model, "give log-probs", global)?;
+    let Read { settings, .. } = Settings::read(Uses::Logprobs, &args.model, &loaded.model, &args.sets)?;
+    let rows = input::completions(rows, &loaded, ui)?;
+    let temperature = settings.sampler.temperature;
+    Sink::new(args.output.as_deref()).write(|out| {
+        in_batches("logprobs", &rows, out, ui, |rows, tape, out| {
+            logprobs_of(&loaded, rows, temperature, tape, out)
+        })
+    })
+}
+
+/// Runs `polity score`.
+pub fn score(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let rows = input::open(&args.input, ui)?;
+    let loaded = Loaded::reward_model(&args.model, global)?;
+    Settings::read(Uses::Score, &args.model, &loaded.model, &args.sets)?;
+    let rows = input::completions(rows, &loaded, ui)?;
+    Sink::new(args.output.as_deref()).write(|out| {
+        in_batches("score", &rows, out, ui, |rows, tape, out| scores_of(&loaded, rows, tape, out))
+    })
+}
+
+/// Calls `compute` on one batch of rows after the other.
+fn in_batches(
+    label: &str,
+    rows: &[CompletionIds],
+    out: &mut RowWriter<'_>,
+    ui: &Ui,
+    compute: impl Fn(&[CompletionIds], &mut Tape, &mut RowWriter<'_>) -> CommandResult,
+) -> CommandResult {
+    let mut tape = Tape::default();
+    let interrupts = Interrupts::install(ui, "")?;
+    let started = std::time::Instant::now();
+    for part in batches(rows) {
+        let (part_end, done) = (part.end, part.end as u64);
+        compute(&rows[part], &mut tape, out)?;
+        if out.closed() {
+            break;
+        }
+        if interrupts.requested() {
+            return Err(out.stopped(part_end));
+        }
+        let rate = done as f64 / started.elapsed().as_secs_f64();
+        let total = rows.len() as u64;
+        ui.progress(&Work {
+            label,
+            done,
+            total,
+            unit: "row",
+            rate_per_s: Some(rate),
+            remaining_s: Some((total - done) as f64 / rate),
+        });
+    }
+    ui.end_progress();
+    Ok(())
+}
+
+/// Consecutive rows of at most [`BATCH_TOKENS`] together, but at least one.
+fn batches(rows: &[CompletionIds]) -> Vec<Range<usize>> {
+    let mut parts: Vec<Range<usize>> = Vec::new();
+    let mut tokens = 0;
+    for (i, row) in rows.iter().enumerate() {
+        match parts.last_mut() {
+            Some(part) if tokens + row.ids.len() <= BATCH_TOKENS => {
+                part.end = i + 1;
+                tokens += row.ids.len();
+            }
+            _ => {
+                parts.push(i..i + 1);
+                tokens = row.ids.len();
+            }
+        }
+    }
+    parts
+}
+
+/// The completions' segments, each a child of its prompt's; neighbours with the same prompt share it.
+fn tree(rows: &[CompletionIds]) -> (Batch, Vec<usize>) {
+    let mut batch = Batch::new();
+    let mut segments = Vec::with_capacity(rows.len());
+    let mut last: Option<(&[u32], usize)> = None;
+    for row in rows {
+        let prompt = match last {
+            Some((ids, segment)) if ids == row.prompt() => segment,
+            _ => batch.push(row.prompt(), None),
+        };
+        last = Some((row.prompt(), prompt));
+        segments.push(batch.push(row.completion(), Some(prompt)));
+    }
+    (batch, segments)
+}
+
+fn logprobs_of(
+    loaded: &Loaded,
+    rows: &[CompletionIds],
+    temperature: f32,
+    tape: &mut Tape,
+    out: &mut RowWriter<'_>,
+) -> CommandResult {
+    let Loaded { model, decoder, cpu, .. } = loaded;
+    let (batch, segments) = tree(rows);
+    decoder.forward(cpu, &model.params, &batch, Recompute::Layer, tape);
+    let predictions: Vec<_> = segments.iter().flat_map(|&segment| batch.predict(segment, 0)).collect();
+    let numbers = decoder.logprobs(cpu, &model.params, tape, &predictions, temperature);
+    let mut start = 0;
+    for row in rows {
+        let end = start + row.completion().len();
+        out.row(&LogprobsRow {
+            index: row.index,
+            ids: row.completion(),
+            logprobs: &numbers.logprob_m[start..end],
+            entropy: &numbers.entropy_m[start..end],
+        })?;
+        start = end;
+    }
+    Ok(())
+}
+
+fn scores_of(
+    loaded: &Loaded,
+    rows: &[CompletionIds],
+    tape: &mut Tape,
+    out: &mut RowWriter<'_>,
+) -> CommandResult {
+    let Loaded { model, decoder, cpu, .. } = loaded;
+    let (batch, segments) = tree(rows);
+    decoder.forward(cpu, &model.params, &batch, Recompute::Layer, tape);
+    let last_rows: Vec<usize> =
+        segments.iter().map(|&segment| batch.last_row(segment).expect("no completion is empty")).collect();
+    let scores = decoder.scalars(&model.params, tape, &last_rows);
+    for (row, score) in rows.iter().zip(scores) {
+        out.row(&ScoreRow { index: row.index, score })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(prompt: &[u32], completion: &[u32]) -> CompletionIds {
+        CompletionIds { index: 0, ids: [prompt, completion].concat(), first: prompt.len() }
+    }
+
+    #[test]
+    fn neighbours_share_their_prompt() {
+        let rows = [row(&[1, 2], &[3]), row(&[1, 2], &[4, 5]), row(&[1], &[2, 3]), row(&[1, 2], &[6])];
+        let (batch, segments) = tree(&rows);
+        // 2 + 1 + 2 for the first two, then each on its own.
+        assert_eq!(batch.tokens(), 5 + 3 + 3);
+        assert_eq!(batch.ids[batch.segments[segments[1]].rows()], [4, 5]);
+        assert_eq!(batch.segments[segments[0]].parent, batch.segments[segments[1]].parent);
+        assert_ne!(batch.segments[segments[0]].parent, batch.segments[segments[3]].parent);
+    }
+
+    #[test]
+    fn batches_keep_order_and_limit() {
+        let long = vec![1; BATCH_TOKENS];
+        let rows = [row(&[1], &[2]), row(&[1], &[3]), row(&[1], &long), row(&[1], &[2])];
+        assert_eq!(batches(&rows), [0..2, 2..3, 3..4]);
+    }
+}
