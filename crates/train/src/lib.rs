@@ -5,4 +5,22 @@
 //!
 //! Not here: where a dataset comes from and where a run goes (the command line moves them), evaluation, the store.
 
+pub mod config;
+pub mod data;
+pub mod dpo;
+pub mod error;
+pub mod examples;
+pub mod learner;
+pub mod metrics;
+pub mod monitor;
 pub mod objectives;
+pub mod ppo;
+pub mod progress;
+pub mod reward;
+pub mod run;
+pub mod samples;
+pub mod settings;
+pub mod sft;
+pub mod supervised;
+
+pub use error::TrainError;
