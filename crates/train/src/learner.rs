@@ -1,0 +1,184 @@
+//! A model that is being trained, and one that is not.
+//!
+//! The trainers' only way to the arithmetic: a forward pass, an objective in the middle, a backward pass, an
+//! update. Gradients add up over the parts of a step, so a step is the same however it is cut.
+
+use polity_compute::optim::{Optimizer, OptimizerConfig, UpdateStats};
+use polity_compute::{Batch, Cpu, Decoder, LogProbs, Params, Prediction, Recompute, Tape};
+use polity_lm::Model;
+
+/// Weights, gradients, moments and the memory to compute them.
+pub struct Learner<'c> {
+    cpu: &'c Cpu,
+    /// The model; its weights change.
+    pub model: Model,
+    decoder: Decoder,
+    grads: Params,
+    /// Moments and steps taken.
+    pub optimizer: Optimizer,
+    recompute: Recompute,
+    tape: Tape,
+    /// Tokens that went through in training passes.
+    pub tokens: u64,
+}
+
+impl<'c> Learner<'c> {
+    /// A learner of this model.
+    pub fn new(cpu: &'c Cpu, model: Model, config: OptimizerConfig, recompute: Recompute) -> Self {
+        let decoder = decoder_of(&model);
+        let grads = Params::zeros(&model.layout);
+        let optimizer = Optimizer::new(config, &model.layout);
+        Self { cpu, model, decoder, grads, optimizer, recompute, tape: Tape::default(), tokens: 0 }
+    }
+
+    /// The processor it computes on.
+    pub fn cpu(&self) -> &'c Cpu {
+        self.cpu
+    }
+
+    /// Forward, `objective` on the log-probs, backward: adds to the gradients. The objective returns the gradient
+    /// of each log-prob and of each entropy, and whatever the caller wants to know.
+    pub fn learn_logprobs<R>(
+        &mut self,
+        batch: &Batch,
+        predictions: &[Prediction],
+        temperature: f32,
+        objective: impl FnOnce(&LogProbs) -> (Vec<f32>, Vec<f32>, R),
+    ) -> R {
+        let Self { cpu, model, decoder, grads, recompute, tape, .. } = self;
+        decoder.forward(cpu, &model.params, batch, *recompute, tape);
+        let out = decoder.logprobs(cpu, &model.params, tape, predictions, temperature);
+        let (d_logprob_m, d_entropy_m, result) = objective(&out);
+        decoder.begin_backward(tape);
+        decoder.logprobs_backward(
+            cpu,
+            &model.params,
+            tape,
+            predictions,
+            temperature,
+            &d_logprob_m,
+            &d_entropy_m,
+            grads,
+        );
+        decoder.backward(cpu, &model.params, batch, tape, grads);
+        self.tokens += batch.tokens() as u64;
+        result
+    }
+
+    /// The same with the scalar head at `rows`.
+    pub fn learn_scalars<R>(
+        &mut self,
+        batch: &Batch,
+        rows: &[usize],
+        objective: impl FnOnce(&[f32]) -> (Vec<f32>, R),
+    ) -> R {
+        let Self { cpu, model, decoder, grads, recompute, tape, .. } = self;
+        decoder.forward(cpu, &model.params, batch, *recompute, tape);
+        let scalars = decoder.scalars(&model.params, tape, rows);
+        let (d_scalar, result) = objective(&scalars);
+        decoder.begin_backward(tape);
+        decoder.scalars_backward(&model.params, tape, rows, &d_scalar, grads);
+        decoder.backward(cpu, &model.params, batch, tape, grads);
+        self.tokens += batch.tokens() as u64;
+        result
+    }
+
+    /// Updates the weights by the gradients added up since the last update, and clears them.
+    pub fn update(&mut self, lr: f64) -> UpdateStats {
+        let stats =
+            self.optimizer.update(self.cpu, &self.model.layout, &mut self.model.params, &self.grads, lr);
+        self.grads.data.fill(0.0);
+        stats
+    }
+
+    /// Forgets gradients that are not to be used.
+    pub fn discard_gradients(&mut self) {
+        self.grads.data.fill(0.0);
+    }
+
+    /// Log-probs without learning.
+    pub fn logprobs(&mut self, batch: &Batch, predictions: &[Prediction], temperature: f32) -> LogProbs {
+        logprobs(self.cpu, &self.decoder, &self.model.params, &mut self.tape, batch, predictions, temperature)
+    }
+
+    /// Scalars without learning.
+    pub fn scalars(&mut self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
+        self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);
+        self.decoder.scalars(&self.model.params, &self.tape, rows)
+    }
+
+    /// The decoder, its weights and the memory, for the generation engine.
+    pub fn engine_parts(&mut self) -> (&'c Cpu, &Decoder, &Params, &mut Tape) {
+        (self.cpu, &self.decoder, &self.model.params, &mut self.tape)
+    }
+}
+
+/// A model that does not change: a reference, a reward model, an evaluation.
+pub struct Frozen<'c> {
+    cpu: &'c Cpu,
+    /// The model.
+    pub model: Model,
+    decoder: Decoder,
+    tape: Tape,
+}
+
+impl<'c> Frozen<'c> {
+    /// A model to read only.
+    pub fn new(cpu: &'c Cpu, model: Model) -> Self {
+        let decoder = decoder_of(&model);
+        Self { cpu, model, decoder, tape: Tape::default() }
+    }
+
+    /// Log-probs of the predictions.
+    pub fn logprobs(&mut self, batch: &Batch, predictions: &[Prediction], temperature: f32) -> LogProbs {
+        logprobs(self.cpu, &self.decoder, &self.model.params, &mut self.tape, batch, predictions, temperature)
+    }
+
+    /// The scalar head at some rows.
+    pub fn scalars(&mut self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
+        self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);
+        self.decoder.scalars(&self.model.params, &self.tape, rows)
+    }
+
+    /// The decoder, its weights and the memory, for the generation engine.
+    pub fn engine_parts(&mut self) -> (&'c Cpu, &Decoder, &Params, &mut Tape) {
+        (self.cpu, &self.decoder, &self.model.params, &mut self.tape)
+    }
+
+    /// `KL(policy || self)` at each prediction, nats, over the whole vocabulary; both models run over the batch.
+    pub fn kl_full_from(
+        &mut self,
+        policy: &mut Learner<'_>,
+        batch: &Batch,
+        predictions: &[Prediction],
+        temperature: f32,
+    ) -> Vec<f32> {
+        let params = &policy.model.params;
+        policy.decoder.forward(self.cpu, params, batch, Recompute::Layer, &mut policy.tape);
+        self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);
+        policy.decoder.kl_full(
+            self.cpu,
+            (params, &policy.tape),
+            (&self.decoder, &self.model.params, &self.tape),
+            predictions,
+            temperature,
+        )
+    }
+}
+
+fn decoder_of(model: &Model) -> Decoder {
+    Decoder::new(model.config.clone()).expect("a model that loaded has a valid shape")
+}
+
+fn logprobs(
+    cpu: &Cpu,
+    decoder: &Decoder,
+    params: &Params,
+    tape: &mut Tape,
+    batch: &Batch,
+    predictions: &[Prediction],
+    temperature: f32,
+) -> LogProbs {
+    decoder.forward(cpu, params, batch, Recompute::Layer, tape);
+    decoder.logprobs(cpu, params, tape, predictions, temperature)
+}

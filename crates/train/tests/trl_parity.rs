@@ -1,0 +1,184 @@
+//! Eight steps of SFT, reward and DPO against TRL 1.16 on real comparisons, step by step.
+//!
+//! `golden/make_trl_parity.py` made the numbers and says how. The rows here are TRL's own token ids, so that a
+//! difference is in the training and not in the tokens.
+
+use std::path::PathBuf;
+
+use polity_compute::{Cpu, Recompute};
+use polity_lm::Model;
+use polity_lm::model::ScalarInit;
+use polity_train::config::Config;
+use polity_train::dpo::DpoTask;
+use polity_train::examples::{Comparison, Demonstration, ExampleInfo};
+use polity_train::learner::{Frozen, Learner};
+use polity_train::metrics::Metrics;
+use polity_train::reward::RewardTask;
+use polity_train::settings::{DpoConfig, RewardConfig, SftConfig};
+use polity_train::sft::SftTask;
+use polity_train::supervised::Task;
+use safetensors::SafeTensors;
+use serde_json::Value;
+
+const LR: f64 = 1e-3;
+
+fn here(file: &str) -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(file)
+}
+
+struct Golden {
+    json: Value,
+    prompts: Vec<Vec<u32>>,
+    chosen: Vec<Vec<u32>>,
+    rejected: Vec<Vec<u32>>,
+    score_weight: Vec<f32>,
+}
+
+impl Golden {
+    fn read() -> Self {
+        let json = std::fs::read_to_string(here("tests/golden/trl_parity.json")).unwrap();
+        let bytes = std::fs::read(here("tests/golden/trl_parity.safetensors")).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let rows = |name: &str| -> Vec<Vec<u32>> {
+            let u16s: Vec<u32> = file
+                .tensor(&format!("{name}_ids"))
+                .unwrap()
+                .data()
+                .chunks_exact(2)
+                .map(|b| u32::from(u16::from_le_bytes(b.try_into().unwrap())))
+                .collect();
+            let offsets: Vec<usize> = file
+                .tensor(&format!("{name}_offsets"))
+                .unwrap()
+                .data()
+                .chunks_exact(4)
+                .map(|b| i32::from_le_bytes(b.try_into().unwrap()) as usize)
+                .collect();
+            offsets.windows(2).map(|w| u16s[w[0]..w[1]].to_vec()).collect()
+        };
+        let weight = file.tensor("score.weight").unwrap();
+        let score_weight =
+            weight.data().chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect();
+        Self {
+            json: serde_json::from_str(&json).unwrap(),
+            prompts: rows("prompt"),
+            chosen: rows("chosen"),
+            rejected: rows("rejected"),
+            score_weight,
+        }
+    }
+
+    fn steps(&self, run: &str) -> &[Value] {
+        self.json["runs"][run]["steps"].as_array().unwrap_or_else(|| panic!("no run {run}"))
+    }
+
+    fn pairs(&self) -> Vec<Comparison> {
+        (0..self.prompts.len())
+            .map(|i| Comparison {
+                prompt: self.prompts[i].clone(),
+                chosen: self.chosen[i].clone(),
+                rejected: self.rejected[i].clone(),
+                margin: None,
+                weight: None,
+                label: None,
+                info: ExampleInfo { row: i, ..ExampleInfo::default() },
+            })
+            .collect()
+    }
+}
+
+/// stories260k, with room for rows longer than it was made for, as TRL lets them through.
+fn stories() -> Model {
+    let mut model = Model::load(here("../../../shared/models/stories260k")).unwrap();
+    model.config.positions_max = 4096;
+    model
+}
+
+fn config<C: Config>(sets: &[(&str, &str)]) -> C {
+    let sets: Vec<_> = sets.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect();
+    C::from_toml_and_sets(None, &sets).unwrap()
+}
+
+fn learner<'c>(cpu: &'c Cpu, model: Model, common: &polity_train::settings::CommonConfig) -> Learner<'c> {
+    Learner::new(cpu, model, common.optimizer(), Recompute::None)
+}
+
+/// Runs the steps and compares every number that both sides log.
+#[track_caller]
+fn check<'c, T: Task<'c>>(mut task: T, golden: &Golden, run: &str, absolute: &[&str]) {
+    let (mut worst_loss, mut worst_other) = (0.0f64, 0.0f64);
+    for (i, expect) in golden.steps(run).iter().enumerate() {
+        let rows: Vec<usize> =
+            expect["rows"].as_array().unwrap().iter().map(|r| r.as_u64().unwrap() as usize).collect();
+        let mut metrics = Metrics::new(T::STAGE);
+        let loss = task.accumulate(&rows, &mut metrics).unwrap();
+        let norm = task.learner().update(LR).grad_norm;
+        let expect_loss = expect["loss"].as_f64().unwrap();
+        let error = (loss - expect_loss).abs() / expect_loss.abs();
+        worst_loss = worst_loss.max(error);
+        assert!(error < 1e-4, "{run} step {i}: loss {loss}, TRL {expect_loss}, relative error {error:e}");
+        let expect_norm = expect["grad_norm"].as_f64().unwrap();
+        assert!((norm - expect_norm).abs() / expect_norm < 1e-3, "{run} step {i}: norm {norm}, TRL {expect_norm}");
+        for name in absolute {
+            let (got, expect) = (metrics.get(name).unwrap(), expect[*name].as_f64().unwrap());
+            let error = (got - expect).abs();
+            worst_other = worst_other.max(error);
+            assert!(error < 1e-3, "{run} step {i}: {name} {got}, TRL {expect}");
+        }
+    }
+    println!("{run:12} worst relative error of the loss {worst_loss:.1e}, worst error of {absolute:?} {worst_other:.1e}");
+}
+
+#[test]
+fn sft_is_trl() {
+    let (cpu, golden) = (Cpu::new(2), Golden::read());
+    let rows = (0..golden.prompts.len())
+        .map(|i| {
+            let (prompt, chosen) = (&golden.prompts[i], &golden.chosen[i]);
+            let trained = [vec![false; prompt.len()], vec![true; chosen.len()]].concat();
+            let ids = [prompt.as_slice(), chosen].concat();
+            Demonstration { ids, trained, info: ExampleInfo::default() }
+        })
+        .collect();
+    let config: SftConfig = config(&[]);
+    let learner = learner(&cpu, stories(), &config.common);
+    let task = SftTask::new(learner, rows, Vec::new(), config);
+    check(task, &golden, "sft", &["entropy", "mean_token_accuracy"]);
+}
+
+#[test]
+fn reward_is_trl() {
+    let (cpu, golden) = (Cpu::new(2), Golden::read());
+    let mut model = stories().with_scalar_head(0, ScalarInit::InitializerRange).unwrap();
+    let spec = model.layout.specs[model.layout.head].clone();
+    model.params.write_rows(&spec, 0, &golden.score_weight);
+    let config: RewardConfig = config(&[]);
+    let learner = learner(&cpu, model, &config.common);
+    let task = RewardTask::new(learner, golden.pairs(), Vec::new(), config);
+    check(task, &golden, "reward", &["min_reward", "mean_reward", "max_reward", "accuracy", "margin"]);
+}
+
+#[test]
+fn dpo_is_trl() {
+    let golden = Golden::read();
+    for loss in ["sigmoid", "ipo", "hinge"] {
+        for precompute in ["true", "false"] {
+            let cpu = Cpu::new(2);
+            let config: DpoConfig =
+                config(&[("loss_type", loss), ("beta", "0.1"), ("precompute_ref_log_probs", precompute)]);
+            let learner = learner(&cpu, stories(), &config.common);
+            let reference = Frozen::new(&cpu, stories());
+            let task =
+                DpoTask::new(learner, Some(reference), golden.pairs(), Vec::new(), config).unwrap();
+            let names = [
+                "rewards/chosen",
+                "rewards/rejected",
+                "rewards/margins",
+                "rewards/accuracies",
+                "logps/chosen",
+                "logps/rejected",
+            ];
+            check(task, &golden, &format!("dpo_{loss}"), &names);
+        }
+    }
+}
