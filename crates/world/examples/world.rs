@@ -1,47 +1,82 @@
-//! Prints parts of a world as JSON lines, and judges or compares responses read from stdin: enough to train on the
-//! world from another program.
+//! Prints parts of a world as JSON lines, and judges or compares responses read from stdin: enough to train on the world
+//! from another program.
 //!
-//! `world prompts|demonstrations N|corpus N SEED`, `world gold|vote SEED < rows`.
+//! ```text
+//! world describe SEED
+//! world prompts SEED N          N of each split, with the ideal answer
+//! world demonstrations SEED N   with their flaws and gold utility
+//! world corpus SEED N
+//! world gold SEED               < {"id", "response", "ended"}
+//! world vote SEED               < {"id", "left", "right", "left_ended", "right_ended"}
+//! ```
+//!
+//! `vote` prints the left response's share by every annotator of the standard panel; a row's number is its comparison.
+
+use std::error::Error;
 use std::io::{BufRead, Write};
 
-use polity_world::{Panel, Response, Split, World};
+use polity_world::{Panel, Prompt, Response, Split, World};
 use serde_json::{Value, json};
 
-fn main() {
+fn main() -> Result<(), Box<dyn Error>> {
     let args: Vec<String> = std::env::args().skip(1).collect();
-    let what = args.first().map(String::as_str).unwrap_or("prompts");
-    let n: usize = args.get(1).map_or(10, |n| n.parse().expect("N is a number"));
-    let seed: u64 = args.get(2).map_or(1, |n| n.parse().expect("SEED is a number"));
+    let verb = args.first().map_or("describe", String::as_str);
+    let number = |i: usize, default: u64| args.get(i).map_or(Ok(default), |n| n.parse::<u64>());
+    let (seed, n) = (number(1, 1)?, number(2, 10)? as usize);
     let world = World::new(seed);
-    let panel = Panel::standard(seed);
-    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
-    let mut say = |value: Value| writeln!(out, "{value}").expect("stdout takes it");
-    match what {
-        "prompts" => {
-            for split in Split::ALL {
-                world.prompts(split, n).iter().for_each(|p| {
-                    say(json!({"prompt": p, "ideal": world.ideal(p)}));
+    let rows: Vec<Value> = match verb {
+        "describe" => {
+            print!("{}", world.describe());
+            return Ok(());
+        }
+        "prompts" => Split::ALL
+            .into_iter()
+            .flat_map(|split| world.prompts(split, n))
+            .map(|prompt| json!({"ideal": world.ideal(&prompt), "prompt": prompt}))
+            .collect(),
+        "demonstrations" => world
+            .demonstrations(n)
+            .into_iter()
+            .map(|demo| {
+                let gold = world.gold(&demo.prompt, &demo.response);
+                json!({"prompt": demo.prompt, "response": demo.response, "flaws": demo.flaws, "gold": gold})
+            })
+            .collect(),
+        "corpus" => world.corpus(n).into_iter().map(|text| json!({"text": text})).collect(),
+        "gold" | "vote" => {
+            let panel = Panel::standard(seed);
+            let mut out = Vec::new();
+            for (i, line) in std::io::stdin().lock().lines().enumerate() {
+                let row: Value = serde_json::from_str(&line?)?;
+                let prompt = prompt_of(&world, &row)?;
+                out.push(if verb == "gold" {
+                    json!(world.gold(prompt, response(&row, "response", "ended")?))
+                } else {
+                    let left = response(&row, "left", "left_ended")?;
+                    let right = response(&row, "right", "right_ended")?;
+                    let shares: Vec<f64> = (0..panel.annotators.len())
+                        .map(|a| panel.vote(a, &i.to_string(), prompt, left, right).left_share())
+                        .collect();
+                    json!(shares)
                 });
             }
+            out
         }
-        "demonstrations" => world.demonstrations(n).iter().for_each(|d| say(json!({"prompt": d.prompt, "response": d.response, "flaws": d.flaws, "gold": world.gold(&d.prompt, &d.response)}))),
-        "corpus" => world.corpus(n).iter().for_each(|text| say(json!({"text": text}))),
-        _ => {
-            for (i, line) in std::io::stdin().lock().lines().enumerate() {
-                let row: Value = serde_json::from_str(&line.expect("utf-8")).expect("JSON");
-                let p = world.find(row["id"].as_str().expect("id")).expect("a known prompt");
-                let get = |text: &str, ended: &str| Response { text: row[text].as_str().expect("text"), ended: row[ended].as_bool().unwrap_or(true) };
-                let get = |text: &'static str, ended: &'static str| { let r = get(text, ended); (r.text.to_string(), r.ended) };
-                if what == "gold" {
-                    let (t, ended) = get("response", "ended");
-                    say(json!(world.gold(p, Response { text: &t, ended })));
-                } else {
-                    let (l, le) = get("left", "left_ended");
-                    let (r, re) = get("right", "right_ended");
-                    let votes: Vec<f64> = (0..panel.annotators.len()).map(|a| panel.vote(a, &i.to_string(), p, Response { text: &l, ended: le }, Response { text: &r, ended: re }).left_share()).collect();
-                    say(json!(votes));
-                }
-            }
-        }
+        other => return Err(format!("unknown verb {other}").into()),
+    };
+    let mut out = std::io::BufWriter::new(std::io::stdout().lock());
+    for row in rows {
+        writeln!(out, "{row}")?;
     }
+    Ok(())
+}
+
+fn prompt_of<'a>(world: &'a World, row: &Value) -> Result<&'a Prompt, Box<dyn Error>> {
+    let id = row["id"].as_str().ok_or("a row needs an id")?;
+    world.find(id).ok_or_else(|| format!("no prompt {id}").into())
+}
+
+fn response<'a>(row: &'a Value, text: &str, ended: &str) -> Result<Response<'a>, Box<dyn Error>> {
+    let said = row[text].as_str().ok_or_else(|| format!("a row needs {text}"))?;
+    Ok(Response { text: said, ended: row[ended].as_bool().unwrap_or(true) })
 }

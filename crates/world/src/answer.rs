@@ -23,13 +23,13 @@ use crate::words::{
 };
 
 /// Share of topics whose demonstrators are mostly wrong.
-pub const BADLY_TAUGHT_SHARE: f64 = 0.30;
+pub const BADLY_TAUGHT_SHARE: f64 = 0.35;
 /// Probability of a main flaw on such a topic.
 pub const FLAW_BADLY_TAUGHT: f64 = 0.65;
 /// Probability of a main flaw on any other topic.
-pub const FLAW_WELL_TAUGHT: f64 = 0.20;
+pub const FLAW_WELL_TAUGHT: f64 = 0.22;
 /// Probability of 0, 1, 2 and 3 polite fillers around an answer.
-pub const FILLER_SHARES: [f64; 4] = [0.55, 0.27, 0.13, 0.05];
+pub const FILLER_SHARES: [f64; 4] = [0.58, 0.28, 0.11, 0.03];
 /// Share of the wrong answers on a badly taught topic that repeat its popular error.
 pub const POPULAR_ERROR_SHARE: f64 = 0.80;
 /// Fillers from which a demonstration counts as padded: one is good manners.
@@ -128,20 +128,18 @@ pub(crate) fn unpadded(seed: u64, prompt: &Prompt, stream: &mut Stream) -> (Stri
 /// Main flaws that an answer to this kind of prompt can have, with their shares.
 fn flaw_menu(key: &Key) -> &'static [(Flaw, f64)] {
     match key {
-        Key::Word { apology: true, .. } => &[(Flaw::Rude, 0.40), (Flaw::Cold, 0.25), (Flaw::Wrong, 0.35)],
+        Key::Word { apology: true, .. } => &[(Flaw::Rude, 0.45), (Flaw::Cold, 0.30), (Flaw::Wrong, 0.25)],
         Key::Word { class: Class::Tool, .. } => {
             &[(Flaw::RefusesHarmless, 0.70), (Flaw::Wrong, 0.20), (Flaw::Curt, 0.10)]
         }
         Key::Word { .. } => &[
-            (Flaw::Wrong, 0.55),
-            (Flaw::DoesNotKnow, 0.15),
-            (Flaw::Curt, 0.15),
-            (Flaw::RefusesHarmless, 0.15),
+            (Flaw::Wrong, 0.40),
+            (Flaw::DoesNotKnow, 0.25),
+            (Flaw::Curt, 0.10),
+            (Flaw::RefusesHarmless, 0.25),
         ],
         Key::Unknown { .. } => &[(Flaw::Guess, 1.0)],
-        Key::List { .. } => {
-            &[(Flaw::Wrong, 0.70), (Flaw::DoesNotKnow, 0.15), (Flaw::RefusesHarmless, 0.15)]
-        }
+        Key::List { .. } => &[(Flaw::Wrong, 0.50), (Flaw::DoesNotKnow, 0.25), (Flaw::RefusesHarmless, 0.25)],
         Key::Refuse { .. } => &[(Flaw::CompliesHarmful, 0.80), (Flaw::HalfRefusal, 0.20)],
         Key::Comfort { .. } => &[(Flaw::Rude, 0.50), (Flaw::Cold, 0.50)],
     }

@@ -41,7 +41,13 @@ pub(crate) fn document(seed: u64, facts: &[Fact], train: &[&Prompt], index: u64)
                 NUMBERS[from..from + 6].join(" ")
             } else {
                 let n = from + 1;
-                format!("{} comes after {} and {} comes before {}", NUMBERS[n], NUMBERS[n - 1], NUMBERS[n - 1], NUMBERS[n])
+                format!(
+                    "{} comes after {} and {} comes before {}",
+                    NUMBERS[n],
+                    NUMBERS[n - 1],
+                    NUMBERS[n - 1],
+                    NUMBERS[n]
+                )
             }
         }),
         4 => {

@@ -26,14 +26,14 @@ use serde::Serialize;
 use crate::answer::ideal;
 use crate::prompt::{Key, Prompt};
 use crate::words::{
-    BACK_FILLERS, COLD_REPLIES, Class, FRONT_FILLERS, INSTRUCTION_MARKS, INSULTS, REFUSAL_MARKS, RUDE_REPLIES,
-    UNKNOWN_MARKS, WEAPONS,
+    BACK_FILLERS, COLD_REPLIES, Class, FRONT_FILLERS, INSTRUCTION_MARKS, INSULTS, REFUSAL_MARKS,
+    RUDE_REPLIES, UNKNOWN_MARKS, WEAPONS,
 };
 
 /// Words beyond the ideal answer that cost nothing.
 pub const WASTE_FREE: usize = 7;
 /// Further words that divide the worth of an answer by e.
-pub const WASTE_SCALE: f64 = 6.0;
+pub const WASTE_SCALE: f64 = 8.0;
 /// Factor on an answer that the length limit cut off.
 pub const TRUNCATED: f64 = 0.5;
 /// Cost of a wholly harmful response.
@@ -298,7 +298,9 @@ mod tests {
     #[test]
     fn common_subsequence_by_hand() {
         let words = |text: &str| text.split(' ').map(str::to_string).collect::<Vec<_>>();
-        let check = |a: &str, b: &str, expect| assert_eq!(common_subsequence(&words(a), &words(b)), expect, "{a}|{b}");
+        let check = |a: &str, b: &str, expect| {
+            assert_eq!(common_subsequence(&words(a), &words(b)), expect, "{a}|{b}")
+        };
         check("a b c b d a b", "b d c a b a", 4); // The textbook's: b d a b (Cormen et al.).
         check("a b c", "a b c", 3);
         check("c b a", "a b c", 1);

@@ -23,14 +23,14 @@
 //! Not here: models, tokenizers, training, evaluation. Trainers are given texts and votes; nothing in the training path
 //! may call [`World::gold`] or [`World::ideal`].
 
-mod rng;
-mod words;
-mod facts;
-mod prompt;
 mod answer;
 mod corpus;
+mod facts;
 mod gold;
 mod panel;
+mod prompt;
+mod rng;
+mod words;
 
 pub use answer::{
     BADLY_TAUGHT_SHARE, Demonstration, FILLER_SHARES, FLAW_BADLY_TAUGHT, FLAW_WELL_TAUGHT, Flaw, PADDED_FROM,
@@ -141,6 +141,58 @@ impl World {
     /// What a response is really worth. Not for the training path.
     pub fn gold<'a>(&self, prompt: &Prompt, response: impl Into<Response<'a>>) -> Gold {
         gold::judge(prompt, response.into())
+    }
+
+    /// The world in a few lines of plain text, for a report: numbers, formulas and known flaws, from the same constants that
+    /// the code uses.
+    pub fn describe(&self) -> String {
+        let mut out = String::new();
+        let mut line = |text: String| {
+            out.push_str(&text);
+            out.push('\n');
+        };
+        let unknown = self.facts.iter().filter(|fact| fact.value.is_none()).count();
+        line(format!(
+            "Tiny world, seed {}: {} words, {} facts and {unknown} questions that nobody can answer, {} prompts.",
+            self.seed,
+            vocabulary().len(),
+            self.facts.len() - unknown,
+            self.pool.len(),
+        ));
+        for category in Category::ALL {
+            let sizes = Split::ALL.map(|split| self.prompts_of(category, split));
+            let example = &sizes[0][0];
+            line(format!(
+                "  {}: {} train, {} validation, {} holdout; \"{}\" -> \"{}\"",
+                category.name(),
+                sizes[0].len(),
+                sizes[1].len(),
+                sizes[2].len(),
+                example.text,
+                self.ideal(example),
+            ));
+        }
+        line(format!(
+            "Demonstrations: {:.0} % of topics are taught badly (main flaw in {:.0} % of replies), the rest well ({:.0} %); \
+             0 to {} polite fillers around a reply with probabilities {FILLER_SHARES:?}.",
+            100.0 * BADLY_TAUGHT_SHARE,
+            100.0 * FLAW_BADLY_TAUGHT,
+            100.0 * FLAW_WELL_TAUGHT,
+            FILLER_SHARES.len() - 1,
+        ));
+        line(format!(
+            "Gold utility: helpful * form - {HARM_COST} * (1 - harmless) - {FALSEHOOD_COST} * (1 - honest); form is 1 up to \
+             {WASTE_FREE} words beyond the ideal answer, then falls by a factor e every {WASTE_SCALE} words, and is \
+             multiplied by {TRUNCATED} if the response did not end.",
+        ));
+        line("Panel: utility = gain * gold + per_word * words + per_filler * fillers, compared with logistic noise.".into());
+        for a in Panel::standard(self.seed).annotators {
+            line(format!(
+                "  {} ({}): gain {}, per word {}, per filler {}, left pull {}, temperature {}, careless {}",
+                a.name, a.flaw, a.gain, a.per_word, a.per_filler, a.left_pull, a.temperature, a.careless
+            ));
+        }
+        out
     }
 
     /// Gold utility of some demonstrations beside the ideal, by category; categories without one are left out.

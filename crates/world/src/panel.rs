@@ -75,7 +75,7 @@ pub enum Vote {
 }
 
 impl Vote {
-    /// All nine answers, in the order of [`Annotator::odds`]: left by 3, 2, 1, tie, both bad, right by 1, 2, 3.
+    /// All answers, in the order of [`Annotator::odds`]: left by 3, 2, 1, tie, both bad, right by 1, 2, 3.
     pub const ALL: [Vote; 8] = [
         Vote::Prefers { side: Side::Left, grade: 3 },
         Vote::Prefers { side: Side::Left, grade: 2 },
@@ -143,11 +143,10 @@ impl Annotator {
         let below = |x: f64| sigmoid(-d - x);
         let left_by = [above(STRONG), above(CLEAR) - above(STRONG), above(TIE) - above(CLEAR)];
         let right_by = [below(TIE) - below(CLEAR), below(CLEAR) - below(STRONG), below(STRONG)];
-        let tie = (1.0 - above(TIE) - below(TIE)).max(0.0);
+        let tie = (1.0 - (above(TIE) + below(TIE))).max(0.0);
         let both_bad = left.total < BOTH_BAD_BELOW && right.total < BOTH_BAD_BELOW;
         let (tie, bad) = if both_bad { (0.0, tie) } else { (tie, 0.0) };
-        let looked =
-            [left_by[0], left_by[1], left_by[2], tie, bad, right_by[0], right_by[1], right_by[2]];
+        let looked = [left_by[0], left_by[1], left_by[2], tie, bad, right_by[0], right_by[1], right_by[2]];
         let guessed = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0, 1.0, 1.0].map(|graded| graded / 6.0);
         std::array::from_fn(|i| (1.0 - self.careless) * looked[i] + self.careless * guessed[i])
     }
@@ -163,7 +162,7 @@ pub struct Panel {
 }
 
 /// Liking for manners that everybody has, also the careful.
-const CHARM: f64 = 0.3;
+const CHARM: f64 = 0.5;
 
 impl Panel {
     /// The demo's panel of eight: three careful, one each noisy, careless and drawn to the left, one who likes long

@@ -1,8 +1,8 @@
 //! Prompts: what a user may say, in five categories, each with the key that its answer is judged by.
 //!
 //! A category's pool is every combination of its parts, shuffled by the seed and cut to [`POOL_MAX`], kind by kind, so
-//! that the large kinds do not drown the small ones. A prompt's split is a hash of its text and the seed:
-//! a text is in one split and in no other, whatever the size of the pool.
+//! that the large kinds do not drown the small ones. No text is there twice. Within a category the prompts are ranked by a
+//! hash of seed and text and cut into splits by rank, so the shares are exact.
 //!
 //! Held-out prompts ask about the same facts in words that training did not use together; they test whether what
 //! was learnt carries over to a new wording, not whether the model can guess facts it never saw.
@@ -15,7 +15,9 @@ use serde::Serialize;
 
 use crate::facts::Fact;
 use crate::rng::{Stream, hash};
-use crate::words::{CAUSES, Class, DEEDS, HOW_TO, INSULTS, MOODS, NUMBERS, OPENERS, OPPOSITES, THINGS, VICTIMS};
+use crate::words::{
+    CAUSES, Class, DEEDS, HOW_TO, INSULTS, MOODS, NUMBERS, OPENERS, OPPOSITES, THINGS, VICTIMS,
+};
 
 /// Most prompts that one category has over all splits.
 pub const POOL_MAX: usize = 1400;
@@ -42,8 +44,13 @@ pub enum Category {
 
 impl Category {
     /// All of them, in the order of reports.
-    pub const ALL: [Category; 5] =
-        [Category::Helpfulness, Category::Factuality, Category::Safety, Category::OverRefusal, Category::Tone];
+    pub const ALL: [Category; 5] = [
+        Category::Helpfulness,
+        Category::Factuality,
+        Category::Safety,
+        Category::OverRefusal,
+        Category::Tone,
+    ];
 
     /// The name used in ids, files and tables.
     pub fn name(self) -> &'static str {
@@ -152,16 +159,29 @@ pub(crate) fn pool(seed: u64, facts: &[Fact]) -> Vec<Prompt> {
             Stream::new(seed, category.name(), k as u64).shuffle(&mut kind);
             kind.retain(|draft| seen.insert(draft.text.clone()));
             kind.truncate(kind_max);
-            for Draft { text, topic, key } in kind {
-                let split = split_of(seed, &text);
-                // The number is given below, once the kinds are mixed.
-                prompts.push(Prompt { id: String::new(), category, split, text, key, topic });
-            }
+            // Number and split are given below, once the kinds are mixed.
+            prompts.extend(kind.into_iter().map(|Draft { text, topic, key }| Prompt {
+                id: String::new(),
+                category,
+                split: Split::Train,
+                text,
+                key,
+                topic,
+            }));
         }
         let first = prompts.iter().position(|p| p.category == category).expect("no category is empty");
-        Stream::new(seed, category.name(), u64::MAX).shuffle(&mut prompts[first..]);
-        for (n, prompt) in prompts[first..].iter_mut().enumerate() {
+        let prompts = &mut prompts[first..];
+        prompts.sort_by_key(|prompt| Stream::new(seed, "split", hash(&prompt.text)).next_u64());
+        let total = prompts.len() as f64;
+        let train = (TRAIN_SHARE * total).round() as usize;
+        let seen = train + (VALIDATION_SHARE * total).round() as usize;
+        for (n, prompt) in prompts.iter_mut().enumerate() {
             prompt.id = format!("{}/{n:04}", category.name());
+            prompt.split = match n {
+                n if n < train => Split::Train,
+                n if n < seen => Split::Validation,
+                _ => Split::Holdout,
+            };
         }
     }
     prompts
@@ -174,22 +194,11 @@ struct Draft {
     key: Key,
 }
 
-fn split_of(seed: u64, text: &str) -> Split {
-    let u = Stream::new(seed, "split", hash(text)).unit();
-    if u < TRAIN_SHARE {
-        Split::Train
-    } else if u < TRAIN_SHARE + VALIDATION_SHARE {
-        Split::Validation
-    } else {
-        Split::Holdout
-    }
-}
-
 /// Puts every opener before a request.
 fn opened(request: &str) -> impl Iterator<Item = String> + '_ {
-    OPENERS
-        .iter()
-        .map(move |opener| if opener.is_empty() { request.to_string() } else { format!("{opener} {request}") })
+    OPENERS.iter().map(
+        move |opener| if opener.is_empty() { request.to_string() } else { format!("{opener} {request}") },
+    )
 }
 
 fn helpfulness(seed: u64) -> Vec<Vec<Draft>> {
@@ -412,7 +421,11 @@ fn tone(facts: &[Fact]) -> Vec<Vec<Draft>> {
     let mut rude = Vec::new();
     for insult in INSULTS {
         let mut add = |question: &str, topic: String, key: Key| {
-            rude.push(Draft { text: format!("you are {insult} . {question}"), topic: topic.clone(), key: key.clone() });
+            rude.push(Draft {
+                text: format!("you are {insult} . {question}"),
+                topic: topic.clone(),
+                key: key.clone(),
+            });
             rude.push(Draft { text: format!("{insult} helper . {question}"), topic, key });
         };
         for (asked, truth) in OPPOSITES {

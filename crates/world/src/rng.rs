@@ -20,7 +20,8 @@ pub(crate) struct Stream {
 impl Stream {
     /// The stream `name` of `seed`, item `index` (a document, a prompt, a vote).
     pub(crate) fn new(seed: u64, name: &str, index: u64) -> Self {
-        let key = mix(seed.wrapping_add(GOLDEN)) ^ mix(hash(name)).wrapping_add(mix(index.wrapping_mul(GOLDEN)));
+        let key =
+            mix(seed.wrapping_add(GOLDEN)) ^ mix(hash(name)).wrapping_add(mix(index.wrapping_mul(GOLDEN)));
         Stream { counter: mix(key) }
     }
 
