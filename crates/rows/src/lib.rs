@@ -12,6 +12,7 @@
 
 pub mod atomic;
 mod error;
+mod footer;
 pub mod hh;
 mod json;
 mod keys;

@@ -40,10 +40,15 @@ use serde_json::{Map, Number, Value};
 
 use crate::Row;
 use crate::error::{Place, RowsError};
+use crate::footer;
 use crate::show::unreadable;
 
 /// Rows decoded at a time. Rows are texts of some kilobytes, so a batch is a few megabytes.
 const BATCH_ROWS: usize = 1024;
+
+/// The deepest nesting of columns that is read: as deep as serde_json's, and far from where the decoder's recursion
+/// overflows a thread's stack.
+const NESTING_MAX: usize = 128;
 
 /// An iterator over the rows of one Parquet file.
 pub(crate) struct Table {
@@ -59,6 +64,9 @@ pub(crate) struct Table {
 impl Table {
     pub fn open(file: Arc<Path>, bytes: impl ChunkReader + 'static) -> Result<Table, RowsError> {
         let damaged = |found: String| refused(&file, None, &found);
+        if footer::schema_depth(&bytes, NESTING_MAX).is_some_and(|depth| depth > NESTING_MAX) {
+            return Err(damaged(format!("columns nested more than {NESTING_MAX} deep")));
+        }
         let builder = decode(|| ParquetRecordBatchReaderBuilder::try_new(bytes)).map_err(damaged)?;
         let schema = builder.schema().clone();
         for (i, field) in schema.fields().iter().enumerate() {
@@ -136,7 +144,9 @@ fn refused(file: &Path, row: Option<usize>, found: &str) -> RowsError {
     while let Some(rest) = PREFIXES.iter().find_map(|prefix| found.strip_prefix(prefix)) {
         found = rest;
     }
-    let hint = if found.contains("ooter") || found.contains("EOF") || found.contains("eof") {
+    let hint = if found.starts_with("columns nested") {
+        "is this a file of rows?"
+    } else if found.contains("ooter") || found.contains("EOF") || found.contains("eof") {
         "the file was cut short: copy or download it again"
     } else if found.contains("Disabled feature") {
         "write it again with snappy, zstd, gzip or lz4 compression"

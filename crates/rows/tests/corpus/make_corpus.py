@@ -139,3 +139,9 @@ pq.write_table(pairs.slice(0, 1), "brotli.parquet", compression="brotli")
 found = bytearray(open("ok_messages.parquet", "rb").read())
 found[12] ^= 4
 write("page_of_no_values.parquet", bytes(found))
+
+# The parquet crate's recursion has no limit: 5000 levels (55 kB) overflow the stack.
+nested = pa.int32()
+for _ in range(200):
+    nested = pa.struct([("a", nested)])
+pq.write_table(pa.table({"x": pa.nulls(1, nested)}), "nested_200_deep.parquet", store_schema=False)

@@ -17,6 +17,7 @@ const BAD: &[(&str, &str)] = &[
     ("chosen_mixed.jsonl", r#", line 1: `rejected` is plain text; expected a list of messages, as `chosen` is; write text as messages: `[{"role": "user", "content": "…"}]`"#),
     ("chosen_number.jsonl", ", line 1: `chosen` is the number 3; expected text, or a list of messages `{role, content}`"),
     ("cut_short.jsonl", ", line 3, column 20: malformed JSON: EOF while parsing a string; the file was cut short, or a row is spread over several lines: JSONL has one object a line"),
+    ("nested_200_deep.parquet", ": unreadable Parquet: columns nested more than 128 deep; is this a file of rows?"),
     ("damaged_page.parquet", ", row 0 (counted from 0): unreadable Parquet: snappy: corrupt input (expected valid offset but got offset 255; dst position: 199); the file is damaged: copy or download it again"),
     ("deep.jsonl", ", line 1, column 180: malformed JSON: recursion limit exceeded; the value is nested too deeply"),
     ("duplicate_inner.json", ", line 2: the key `a` appears twice in one object; expected each key once: remove or rename one"),
