@@ -10,9 +10,11 @@
 //!
 //! Not here: what the numbers mean (`hf_config`), which tensor goes where (`weights`).
 
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use polity_compute::{DecoderConfig, Head, Layout, Params};
 use serde_json::{Map, Value};
@@ -368,8 +370,8 @@ fn replace_directory(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Resu
     refuse_to_replace_what_is_not_a_model(&dir)?;
     fs::create_dir_all(&parent).map_err(|e| LmError::io(&parent, "create", e))?;
 
-    let hidden = format!(".{}.saving-{}", name.to_string_lossy(), std::process::id());
-    let new = Scratch::create(parent.join(hidden))?;
+    remove_abandoned(&parent, name);
+    let new = Scratch::create(&parent, name)?;
     fill(&new.path)?;
     sync_directory(&new.path)?;
     // `new` holds the old model afterwards, if there was one, and removes it when it is dropped.
@@ -383,16 +385,43 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn create(path: PathBuf) -> Result<Self> {
-        match fs::create_dir(&path) {
-            Ok(()) => Ok(Self { path }),
-            // Left by a process that had this one's number and was killed while saving.
-            Err(e) if e.kind() == std::io::ErrorKind::AlreadyExists => {
-                fs::remove_dir_all(&path).map_err(|e| LmError::io(&path, "remove", e))?;
-                fs::create_dir(&path).map_err(|e| LmError::io(&path, "create", e))?;
-                Ok(Self { path })
-            }
-            Err(e) => Err(LmError::io(&path, "create", e)),
+    /// `.NAME.saving-PROCESS-COUNT` in `parent`: no other save has this name.
+    fn create(parent: &Path, name: &OsStr) -> Result<Self> {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let mut hidden = scratch_prefix(name);
+        hidden.push(format!("{}-{count}", std::process::id()));
+        let path = parent.join(hidden);
+        if path.exists() {
+            // This process has not used the name, so an earlier one with its number did, and was killed: in
+            // a container the number is always the same.
+            fs::remove_dir_all(&path).map_err(|e| LmError::io(&path, "remove", e))?;
+        }
+        fs::create_dir(&path).map_err(|e| LmError::io(&path, "create", e))?;
+        Ok(Self { path })
+    }
+}
+
+fn scratch_prefix(name: &OsStr) -> OsString {
+    let mut prefix = OsString::from(".");
+    prefix.push(name);
+    prefix.push(".saving-");
+    prefix
+}
+
+/// Removes what processes that were killed while saving `name` have left. Best effort: whatever stays is
+/// hidden, named after its purpose, and never read.
+fn remove_abandoned(parent: &Path, name: &OsStr) {
+    let prefix = scratch_prefix(name);
+    for entry in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let file_name = entry.file_name();
+        let rest = file_name.as_encoded_bytes().strip_prefix(prefix.as_encoded_bytes());
+        let process =
+            rest.and_then(|rest| std::str::from_utf8(rest).ok()?.split('-').next()?.parse::<u32>().ok());
+        // Elsewhere than on Linux there is no cheap way to know.
+        let gone = |process| cfg!(target_os = "linux") && !Path::new(&format!("/proc/{process}")).exists();
+        if process.is_some_and(gone) {
+            let _ = fs::remove_dir_all(entry.path());
         }
     }
 }

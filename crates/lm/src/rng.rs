@@ -67,7 +67,7 @@ impl Stream {
     /// Goes to the `word`-th `u32` of the stream.
     pub fn seek(&mut self, word: u64) {
         self.word = word;
-        if word % 4 != 0 {
+        if !word.is_multiple_of(4) {
             self.block = self.block_at(word / 4);
         }
     }

@@ -91,10 +91,7 @@ impl Tokenizer {
 
     fn new(file: &Path, bytes: &[u8], mut texts: BTreeMap<String, String>, hf: &HfConfig) -> Result<Self> {
         let error = |message: String| LmError::Tokenizer { file: file.to_owned(), message };
-        let mut tokenizer =
-            tokenizers::Tokenizer::from_bytes(bytes).map_err(|e| error(format!("not a tokenizer: {e}")))?;
-        tokenizer.with_padding(None);
-        tokenizer.with_truncation(None).map_err(|e| error(e.to_string()))?;
+        let tokenizer = parse(file, bytes)?;
 
         let id_of = |name: &str, texts: &mut BTreeMap<String, String>| -> Result<Option<u32>> {
             if let Some(text) = texts.get(name) {
@@ -232,6 +229,30 @@ impl Tokenizer {
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "Tokenizer({}, {} ids)", self.inner.file.display(), self.inner.vocab_len)
+    }
+}
+
+/// The library's tokenizer, with padding and truncation off.
+///
+/// It panics on some damaged files. What is not JSON is found first; the rest is caught.
+fn parse(file: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
+    let error = |message: String| LmError::Tokenizer { file: file.to_owned(), message };
+    serde_json::from_slice::<Value>(bytes).map_err(|e| LmError::json(file, &e))?;
+    let parsed = std::panic::catch_unwind(|| {
+        let mut tokenizer = tokenizers::Tokenizer::from_bytes(bytes)?;
+        tokenizer.with_padding(None);
+        tokenizer.with_truncation(None)?;
+        // The first text finds what the file's parts make of each other.
+        tokenizer.encode("a", true)?;
+        Ok(tokenizer)
+    });
+    match parsed {
+        Ok(Ok(tokenizer)) => Ok(tokenizer),
+        Ok(Err(e)) => {
+            let e: tokenizers::Error = e;
+            Err(error(format!("not a tokenizer: {e}")))
+        }
+        Err(_) => Err(error("not a tokenizer: its parts do not fit together".into())),
     }
 }
 
