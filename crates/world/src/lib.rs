@@ -127,7 +127,7 @@ impl World {
             .collect()
     }
 
-    /// `n` documents to pretrain on, about 40 words each. Number `i` does not depend on `n`.
+    /// `n` documents to pretrain on, about 30 words each. Number `i` does not depend on `n`.
     pub fn corpus(&self, n: usize) -> Vec<String> {
         let train: Vec<&Prompt> = self.pool.iter().filter(|p| p.split == Split::Train).collect();
         (0..n).map(|i| corpus::document(self.seed, &self.facts, &train, i as u64)).collect()
