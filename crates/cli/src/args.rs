@@ -137,6 +137,20 @@ Examples:
   polity score --model runs/reward/model --input rows.jsonl | jq -s 'map(.score) | add / length'")]
     Score(MeasureArgs),
 
+    /// Talk with a model
+    #[command(long_about = "\
+Talk with a model, turn by turn, through its chat template; a model without one continues plain text. Answers are \
+streamed to stdout.
+
+/reset begins a new conversation, /exit leaves, Ctrl-C stops an answer. Lines may also come through a pipe: one turn a \
+line, one answer each; with --json an answer is a line of JSON.")]
+    #[command(after_long_help = "\
+Examples:
+  polity chat runs/ppo/model
+  polity chat runs/ppo/model --system 'Answer in one sentence.' --set temperature=0.7
+  echo 'What is the capital of France?' | polity chat runs/ppo/model --json")]
+    Chat(ChatArgs),
+
     /// Print a completion script for a shell
     #[command(after_long_help = "\
 Examples:
@@ -204,6 +218,20 @@ pub struct MeasureArgs {
     /// Where the rows go, whole or not at all; stdout if absent or -
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub output: Option<PathBuf>,
+    /// A setting; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_set)]
+    pub sets: Vec<(String, String)>,
+}
+
+/// Flags of `chat`.
+#[derive(Debug, Args)]
+pub struct ChatArgs {
+    /// The language model: a directory
+    #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath)]
+    pub model: PathBuf,
+    /// What the system says before the conversation
+    #[arg(long, value_name = "TEXT")]
+    pub system: Option<String>,
     /// A setting; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_set)]
     pub sets: Vec<(String, String)>,

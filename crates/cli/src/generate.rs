@@ -53,7 +53,10 @@ pub fn run(args: &GenerateArgs, global: &Global, ui: &Ui) -> CommandResult {
     }
     let prompts = input::prompts(rows, &loaded, ui)?;
     warn_if_cut(&prompts, &settings, &loaded, ui);
-    Sink::new(args.output.as_deref()).write(|out| generate(&loaded, &settings, &prompts, out, ui))
+    let mut meter = Meter::new(ui, (prompts.len() * settings.samples) as u64);
+    Sink::new(args.output.as_deref()).write(|out| generate(&loaded, &settings, &prompts, out, &mut meter))?;
+    meter.finish();
+    Ok(())
 }
 
 fn warn_if_cut(prompts: &[PromptIds], settings: &Settings, loaded: &Loaded, ui: &Ui) {
@@ -74,14 +77,13 @@ fn generate(
     settings: &Settings,
     prompts: &[PromptIds],
     out: &mut RowWriter<'_>,
-    ui: &Ui,
+    meter: &mut Meter<'_>,
 ) -> CommandResult {
-    let interrupts = Interrupts::install(ui, "")?;
+    let interrupts = Interrupts::install(meter.ui, "")?;
     let Loaded { model, decoder, cpu, .. } = loaded;
     let limits = Limits::usual();
     let mut tape = Tape::default();
     let mut engine = Engine::new(cpu, decoder, &model.params, limits, &mut tape);
-    let mut meter = Meter::new(ui, (prompts.len() * settings.samples) as u64);
     let decode = |ids: &[u32]| text_of(loaded, ids).unwrap_or_default();
 
     let mut written = 0;
@@ -114,10 +116,9 @@ fn generate(
         }
         written += responses.len();
         if out.closed() {
-            return Ok(());
+            break;
         }
     }
-    meter.finish();
     Ok(())
 }
 

@@ -7,6 +7,8 @@
 //! Only this crate reads the environment, the clock and the terminal. Not here: arithmetic, formats, training.
 
 mod args;
+mod clock;
+mod chat;
 mod demo;
 mod error;
 mod generate;
@@ -52,6 +54,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Generate(args) => generate::run(&args, &global, ui),
         Verb::Logprobs(args) => measure::logprobs(&args, &global, ui),
         Verb::Score(args) => measure::score(&args, &global, ui),
+        Verb::Chat(args) => chat::run(&args, &global, ui),
         Verb::Completions { shell } => args::completions(shell),
         Verb::Debug(args::DebugVerb::Panic) => panic!("asked to"),
     }

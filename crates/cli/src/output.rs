@@ -20,7 +20,8 @@ pub fn to_stdout(write: impl FnOnce(&mut BufWriter<StdoutLock<'static>>) -> io::
     }
 }
 
-fn stdout_error(source: io::Error) -> CommandError {
+/// The error for a failed write to stdout.
+pub fn stdout_error(source: io::Error) -> CommandError {
     let hint = hint_for_writing(&source);
     let error = CommandError::failed(format!("cannot write to stdout: {source}"));
     match hint {

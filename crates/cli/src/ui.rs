@@ -267,8 +267,11 @@ pub fn short(x: f64) -> String {
     }
 }
 
-/// `45 s`, `1 min 08 s`, `2 h 03 min`.
+/// `0.25 s`, `45 s`, `1 min 08 s`, `2 h 03 min`.
 pub fn duration(seconds: f64) -> String {
+    if (0.0..10.0).contains(&seconds) {
+        return format!("{} s", short(seconds));
+    }
     let whole = seconds.max(0.0).ceil() as u64;
     match (whole / 3600, whole / 60 % 60, whole % 60) {
         (0, 0, s) => format!("{s} s"),
@@ -298,11 +301,20 @@ mod tests {
         let work =
             Work { label: "x", done: 12, total: 100, unit: "step", rate_per_s: None, remaining_s: None };
         assert_eq!(status(&work), "12/100 steps");
-        let work = Work { rate_per_s: Some(1.294), remaining_s: Some(68.0), ..work };
+        let work = Work { rate_per_s: Some(1.294), remaining_s: Some(67.1), ..work };
         assert_eq!(status(&work), "12/100 steps, 1.29/s, 1 min 08 s left");
         assert_eq!(status(&Work { done: 100, ..work }), "100/100 steps, 1.29/s");
         let slow = Work { rate_per_s: Some(0.05), remaining_s: Some(7261.0), total: 1, done: 0, ..work };
         assert_eq!(status(&slow), "0/1 step, 20 s each, 2 h 01 min left");
+    }
+
+    #[test]
+    fn durations() {
+        let check = |seconds: f64, expect: &str| assert_eq!(duration(seconds), expect);
+        check(0.01234, "0.0123 s");
+        check(9.5, "9.5 s");
+        check(59.5, "1 min 00 s");
+        check(7261.0, "2 h 01 min");
     }
 
     #[test]

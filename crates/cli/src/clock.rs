@@ -1,0 +1,23 @@
+//! The wall clock and the machine's name, for records.
+
+use std::time::SystemTime;
+
+use polity_compute::Isa;
+use polity_train::run::Machine;
+
+/// Now, as `2026-11-23T12:34:56Z`.
+pub fn now_utc() -> String {
+    humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
+}
+
+/// This machine, computing with some threads.
+pub fn machine(threads: usize) -> Machine {
+    Machine { cpu: cpu_name(), isa: format!("{:?}", Isa::detect()).to_lowercase(), threads }
+}
+
+/// The processor, as it calls itself.
+pub fn cpu_name() -> String {
+    let info = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    name.map_or_else(|| std::env::consts::ARCH.to_owned(), |(_, name)| name.trim().to_owned())
+}
