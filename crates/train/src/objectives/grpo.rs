@@ -317,6 +317,14 @@ mod tests {
     }
 
     #[test]
+    fn nothing_scored_is_no_mean() {
+        let out = group_advantages(&[None, None], &Spans::from_lengths([2]), ScaleRewards::Group);
+        assert_eq!(out.advantage_i, [0.0, 0.0]);
+        assert_eq!(out.stats.value("unscored"), Some(2.0));
+        assert_eq!(out.stats.metrics().len(), 1);
+    }
+
+    #[test]
     fn every_token_gets_its_response_s_advantage() {
         assert_eq!(per_token(&[1.0, 2.0, 3.0], &Spans::from_lengths([2, 0, 1])), [1.0, 1.0, 3.0]);
     }

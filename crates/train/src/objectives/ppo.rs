@@ -1299,10 +1299,13 @@ mod tests {
     #[test]
     fn policy_settings_are_checked() {
         assert!(PLAIN.validate().is_ok());
+        let all =
+            PolicyConfig { dual_clip: Some(1.3), entropy_coef: 0.01, ratio_threshold: Some(1.5), ..PLAIN };
+        assert!(all.validate().is_ok());
         for (config, field) in [
             (PolicyConfig { cliprange_low: 0.0, ..PLAIN }, "cliprange_low"),
             (PolicyConfig { cliprange_low: 1.0, ..PLAIN }, "cliprange_low"),
-            (PolicyConfig { cliprange_high: -0.2, ..PLAIN }, "cliprange_high"),
+            (PolicyConfig { cliprange_high: 0.0, ..PLAIN }, "cliprange_high"),
             (PolicyConfig { dual_clip: Some(1.2), ..PLAIN }, "dual_clip"),
             (PolicyConfig { entropy_coef: -0.1, ..PLAIN }, "entropy_coef"),
             (PolicyConfig { ratio_threshold: Some(1.0), ..PLAIN }, "ratio_threshold"),
@@ -1381,6 +1384,11 @@ mod tests {
         check("returns/var", 4.0);
         check("val/var_explained", 1.0 - 5.0 / 12.0);
 
+        // Clipped within 1/2 of the old values, towards the targets: all but the middle one.
+        let config = ValueConfig { cliprange_value: Some(0.5), vf_coef: 0.1 };
+        let target = [3.0, 3.0, 1.0];
+        let stats = value_loss(&value, &old, &target, &spans, &config, aggregation).stats;
+        assert_eq!(stats.clipped, 2);
         let (a, b) = (Spans::from_lengths([1]), Spans::from_lengths([2]));
         let mut merged = value_loss(&value[..1], &old[..1], &target[..1], &a, &config, aggregation).stats;
         merged.merge(&value_loss(&value[1..], &old[1..], &target[1..], &b, &config, aggregation).stats);

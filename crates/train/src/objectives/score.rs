@@ -249,6 +249,7 @@ mod tests {
         assert!(ScoreConfig { clip: Some(0.0), ..PLAIN }.validate().is_err());
         assert!(ScoreConfig { clip: Some(f32::NAN), ..PLAIN }.validate().is_err());
         assert!(ScoreConfig { missing_eos: MissingEos::Penalty(-1.0), ..PLAIN }.validate().is_err());
+        assert!(ScoreConfig { missing_eos: MissingEos::Penalty(0.0), ..PLAIN }.validate().is_ok());
         assert!(ScoreConfig { missing_eos: MissingEos::Replace(-1.0), ..PLAIN }.validate().is_ok());
         assert!(ScoreConfig { missing_eos: MissingEos::Replace(f32::INFINITY), ..PLAIN }.validate().is_err());
         assert_eq!(ScoreScaling::from_switches(true, false), Ok(ScoreScaling::Scale));

@@ -523,6 +523,11 @@ fn stats_by_hand() {
     assert_eq!((value("logps/chosen"), value("logps/rejected")), (-3.0, -2.5));
     assert_eq!((value("nll_loss"), value("rewards/ties")), (2.0, 0.0));
     assert_eq!(stats.value("log_odds_chosen"), None);
+    // A tie is wrong and is counted as a tie.
+    let batch = PairBatch { ref_logp_i: Some(&[-3.0, -4.0, -2.0, -2.0]), ..batch };
+    let mut ties = dpo(batch, &config(&[Sigmoid]), DENOMINATORS).stats;
+    ties.merge(&ties.clone());
+    assert_eq!((ties.pairs, ties.ties, ties.correct), (4, 2, 0));
     // Reference-free, per token: beta times the mean log-probs -3/2, -4 and -3, -1.
     let batch = PairBatch { ref_logp_i: None, ..batch };
     let stats = dpo(batch, &config(&[Orpo]), DENOMINATORS).stats;
@@ -646,6 +651,7 @@ fn settings_are_checked() {
         assert_eq!(smoothed_config(loss).validate(), Ok(()), "{loss:?}");
     }
     let plain = || config(&[Sigmoid]);
+    assert_eq!(DpoConfig { losses: vec![(Sigmoid, 1.0), (Sft, 0.0)], ..plain() }.validate(), Ok(()));
     refused(DpoConfig { beta: 0.0, ..plain() }, "beta = 0, expected > 0");
     refused(DpoConfig { beta: -0.1, ..plain() }, "beta = -0.1, expected > 0");
     refused(DpoConfig { beta: f64::NAN, ..plain() }, "beta = NaN, expected > 0");
