@@ -151,6 +151,21 @@ Examples:
   echo 'What is the capital of France?' | polity chat runs/ppo/model --json")]
     Chat(ChatArgs),
 
+    /// Measure how fast this machine trains or generates; prints JSON
+    #[command(subcommand, arg_required_else_help = true)]
+    Bench(BenchVerb),
+
+    /// Check that this machine computes right, and show what hardware is used
+    #[command(long_about = "\
+Check that this build computes right on this machine: tiny models against numbers stored from PyTorch, cached decoding \
+against full passes, thread counts and vector widths against each other. Shows what hardware is used. Takes less than \
+a second; exits with 1 if a check fails.")]
+    #[command(after_long_help = "\
+Examples:
+  polity doctor
+  polity doctor --json | jq .hardware")]
+    Doctor,
+
     /// Print a completion script for a shell
     #[command(after_long_help = "\
 Examples:
@@ -235,6 +250,85 @@ pub struct ChatArgs {
     /// A setting; repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = parse_set)]
     pub sets: Vec<(String, String)>,
+}
+
+/// What to measure.
+#[derive(Debug, Subcommand)]
+pub enum BenchVerb {
+    /// Steps of supervised fine-tuning: forward, backward, clipping, AdamW
+    #[command(after_long_help = "\
+Examples:
+  polity bench train
+  polity bench train --shape smol135m --steps 3
+  polity bench train --model M --rows 4 --length 128 | jq .share_of_matmul")]
+    Train(BenchTrainArgs),
+    /// Generation, for several numbers of responses decoded together
+    #[command(after_long_help = "\
+Examples:
+  polity bench generate
+  polity bench generate --shape smol135m --batches 1,8 --new-tokens 64
+  polity bench generate --model M | jq '.batches[] | [.responses, .tokens_per_s]'")]
+    Generate(BenchGenerateArgs),
+}
+
+/// Which model to measure.
+#[derive(Debug, Args)]
+pub struct BenchModel {
+    /// A model directory
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, conflicts_with = "shape")]
+    pub model: Option<PathBuf>,
+    /// A shape with random weights
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = NamedShape::Tiny)]
+    pub shape: NamedShape,
+}
+
+/// A shape to measure without a model on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum NamedShape {
+    /// 6.5M parameters: 6 layers, 256 wide, vocabulary 8192
+    Tiny,
+    /// 134.5M parameters, as SmolLM2-135M: 30 layers, 576 wide, vocabulary 49152
+    Smol135m,
+}
+
+/// Flags of `bench train`.
+#[derive(Debug, Args)]
+pub struct BenchTrainArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub which: BenchModel,
+    /// Rows of a step
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub rows: usize,
+    /// Tokens of a row
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_one)]
+    pub length: usize,
+    /// Steps that are timed, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = at_least_one)]
+    pub steps: usize,
+    /// Compute activations again in the backward pass instead of keeping them
+    #[arg(long)]
+    pub recompute: bool,
+}
+
+/// Flags of `bench generate`.
+#[derive(Debug, Args)]
+pub struct BenchGenerateArgs {
+    /// Which model.
+    #[command(flatten)]
+    pub which: BenchModel,
+    /// Numbers of responses decoded together
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', default_value = "1,8,32", value_parser = at_least_one)]
+    pub batches: Vec<usize>,
+    /// Tokens of a prompt
+    #[arg(long, value_name = "N", default_value_t = 128, value_parser = at_least_one)]
+    pub prompt_length: usize,
+    /// Tokens of a response
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = at_least_two)]
+    pub new_tokens: usize,
+    /// How often each is timed
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    pub repeats: usize,
 }
 
 /// A trainer.
@@ -379,6 +473,19 @@ fn parse_set(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE, such as temperature=0.7".into()),
     }
+}
+
+fn at_least_one(text: &str) -> Result<usize, String> {
+    at_least(text, 1)
+}
+
+/// The first token is the prompt's work; decoding begins with the second.
+fn at_least_two(text: &str) -> Result<usize, String> {
+    at_least(text, 2)
+}
+
+fn at_least(text: &str, limit: usize) -> Result<usize, String> {
+    text.parse().ok().filter(|&n| n >= limit).ok_or_else(|| format!("expected an integer, at least {limit}"))
 }
 
 /// Prints a completion script.

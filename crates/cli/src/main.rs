@@ -7,13 +7,17 @@
 //! Only this crate reads the environment, the clock and the terminal. Not here: arithmetic, formats, training.
 
 mod args;
+mod bench;
 mod clock;
 mod chat;
 mod demo;
+mod doctor;
 mod error;
 mod generate;
+mod golden;
 mod host;
 mod input;
+mod machine;
 mod measure;
 mod model;
 mod output;
@@ -55,6 +59,8 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Logprobs(args) => measure::logprobs(&args, &global, ui),
         Verb::Score(args) => measure::score(&args, &global, ui),
         Verb::Chat(args) => chat::run(&args, &global, ui),
+        Verb::Bench(verb) => bench::run(&verb, &global, ui),
+        Verb::Doctor => doctor::run(&global, ui),
         Verb::Completions { shell } => args::completions(shell),
         Verb::Debug(args::DebugVerb::Panic) => panic!("asked to"),
     }

@@ -1,12 +1,427 @@
 //! `polity train`: settings, data and a model go in, a run directory comes out.
 //!
-//! Not here: the trainers (`train`).
+//! Everything is read and checked before the run's directory is made, so a refused run leaves nothing behind.
+//!
+//! Not here: the trainers and the run's files (`train`).
 
-use crate::args::{Global, TrainVerb};
+use std::path::{Path, PathBuf};
+
+use polity_compute::{Cpu, Head, Recompute};
+use polity_lm::model::ScalarInit;
+use polity_lm::{ChatTemplate, Model};
+use polity_rows::{CompletionRow, FromRow, PreferenceRow, PromptRow};
+use polity_train::TrainError;
+use polity_train::config::Config;
+use polity_train::data::{Encoder, Preflight, hold_out, shared_prompts};
+use polity_train::dpo::DpoTask;
+use polity_train::examples::ExampleInfo;
+use polity_train::learner::{Frozen, Learner};
+use polity_train::metrics::Metrics;
+use polity_train::ppo::{self, PpoTask};
+use polity_train::reward::RewardTask;
+use polity_train::run::{CODE_COMMIT, CODE_VERSION, Checkpoint, Input, Manifest, RunDir, config_hash, names};
+use polity_train::samples::SamplePrompt;
+use polity_train::settings::{
+    CenterOn, CommonConfig, CriticInit, DpoConfig, HeadInit, PpoConfig, Precision, RewardConfig, SftConfig,
+};
+use polity_train::sft::SftTask;
+use polity_train::supervised::{self, Outcome, RunContext, Task};
+use serde_json::json;
+
+use crate::args::{Global, PpoArgs, TrainArgs, TrainVerb};
+use crate::clock::{machine, now_utc};
 use crate::error::{CommandError, CommandResult};
+use crate::host::{self, TerminalHost};
+use crate::output::json_to_stdout;
 use crate::ui::Ui;
 
 /// Runs a trainer.
-pub fn run(_verb: &TrainVerb, _global: &Global, _ui: &Ui) -> CommandResult {
-    Err(CommandError::failed("training is not part of this build"))
+pub fn run(verb: &TrainVerb, global: &Global, ui: &Ui) -> CommandResult {
+    match verb {
+        TrainVerb::Sft(args) => sft(args, global, ui),
+        TrainVerb::Reward(args) => reward(args, global, ui),
+        TrainVerb::Dpo(args) => dpo(args, global, ui),
+        TrainVerb::Ppo(args) => ppo(args, global, ui),
+    }
+}
+
+/// Settings, model and processor of a run.
+struct Setup<C> {
+    config: C,
+    model: Model,
+    template: Option<ChatTemplate>,
+    cpu: Cpu,
+    threads: usize,
+}
+
+impl<C: Config> Setup<C> {
+    fn read(
+        args: &TrainArgs,
+        global: &Global,
+        ui: &Ui,
+        common: impl Fn(&C) -> &CommonConfig,
+    ) -> CommandResult<Self> {
+        let text = match &args.config {
+            Some(file) => Some((file.clone(), read_text(file)?)),
+            None => None,
+        };
+        let file = text.as_ref().map(|(file, text)| (file.as_path(), text.as_str()));
+        let config = C::from_toml_and_sets(file, &args.sets)?;
+        config.warnings().iter().for_each(|warning| ui.warn(warning));
+        if common(&config).precision == Precision::Bf16 {
+            return Err(CommandError::bad_input("precision = \"bf16\": this version computes in f32 only")
+                .hint("leave precision out, or set it to \"f32\""));
+        }
+        let threads = match common(&config).threads {
+            0 => global.threads(),
+            threads => threads,
+        };
+        let model = Model::load(&args.model)?;
+        let template = match &model.tokenizer {
+            Some(tokenizer) => ChatTemplate::load(&args.model, tokenizer.special_texts())?,
+            None => None,
+        };
+        Ok(Self { config, model, template, cpu: Cpu::new(threads), threads })
+    }
+
+    fn encoder(&self) -> Encoder<'_> {
+        Encoder::new(&self.model, self.template.as_ref())
+    }
+
+    /// Makes the run's directory, or opens it to go on.
+    fn open_run(
+        &self,
+        args: &TrainArgs,
+        ui: &Ui,
+        seed: u64,
+        inputs: &[(&str, &Path)],
+    ) -> CommandResult<(RunDir, Option<Checkpoint>)> {
+        let inputs = inputs.iter().map(|(role, path)| Input::hash(role, path)).collect::<Result<_, _>>()?;
+        let manifest = Manifest {
+            command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
+            stage: C::STAGE.name().into(),
+            config_blake3: config_hash(&self.config.to_canonical_toml()),
+            inputs,
+            code_version: CODE_VERSION.into(),
+            code_commit: CODE_COMMIT.map(str::to_owned),
+            machine: machine(self.threads),
+            seed,
+            started: now_utc(),
+            finished: None,
+            resumed: Vec::new(),
+        };
+        if args.resume {
+            let resumed = RunDir::resume(&args.out, &self.config.to_toml(), &manifest, &now_utc(), 0.0)?;
+            resumed.notes.iter().for_each(|note| ui.note(note));
+            return Ok((resumed.run, resumed.checkpoint));
+        }
+        Ok((RunDir::create(&args.out, &self.config.to_toml(), &manifest, 0.0)?, None))
+    }
+}
+
+fn read_text(file: &Path) -> CommandResult<String> {
+    std::fs::read_to_string(file)
+        .map_err(|error| CommandError::bad_input(format!("cannot read {}: {error}", file.display())))
+}
+
+fn recompute(common: &CommonConfig) -> Recompute {
+    if common.gradient_checkpointing { Recompute::Layer } else { Recompute::None }
+}
+
+fn tell(report: &Preflight, ui: &Ui) {
+    ui.note(&format!("pre-flight: {report}"));
+    report.warnings().iter().for_each(|warning| ui.warn(warning));
+}
+
+/// Training and evaluation examples: from two files, or one file split by prompt.
+fn examples<R: FromRow, E>(
+    args: &TrainArgs,
+    common: &CommonConfig,
+    ui: &Ui,
+    what: &str,
+    encode: impl Fn(&[R], &str) -> Result<(Vec<E>, Preflight), TrainError>,
+    info: impl Fn(&E) -> &ExampleInfo,
+) -> CommandResult<(Vec<E>, Vec<E>)> {
+    let rows: Vec<R> = polity_rows::read(&args.data)?;
+    let (train, report) = encode(&rows, &format!("training {what}"))?;
+    tell(&report, ui);
+    let Some(file) = &args.eval_data else {
+        let (train, eval) = hold_out(train, common.eval_fraction, common.seed, &info);
+        if common.eval_fraction > 0.0 {
+            ui.note(&format!("pre-flight: {} {what} to train on, {} held out", train.len(), eval.len()));
+            if eval.is_empty() || train.is_empty() {
+                let found = format!("{} to train on, {} held out", train.len(), eval.len());
+                return Err(CommandError::bad_input(format!("eval_fraction leaves {found}"))
+                    .hint("choose another share, or give --eval-data"));
+            }
+        }
+        return Ok((train, eval));
+    };
+    let rows: Vec<R> = polity_rows::read(file)?;
+    let (eval, report) = encode(&rows, &format!("evaluation {what}"))?;
+    tell(&report, ui);
+    let shared = shared_prompts(train.iter().map(&info), eval.iter().map(&info));
+    if shared > 0 {
+        ui.warn(&format!("{shared} of {} evaluation {what} have a prompt that is also trained on", eval.len()));
+    }
+    Ok((train, eval))
+}
+
+/// The first few prompts, as ids and text.
+fn sample_prompts<'a>(
+    model: &Model,
+    count: usize,
+    prompts: impl Iterator<Item = &'a [u32]>,
+) -> CommandResult<Vec<SamplePrompt>> {
+    let Some(tokenizer) = &model.tokenizer else { return Ok(Vec::new()) };
+    let distinct = {
+        let mut seen = std::collections::HashSet::new();
+        prompts.filter(move |ids| !ids.is_empty() && seen.insert(ids.to_vec())).take(count)
+    };
+    distinct
+        .map(|ids| Ok(SamplePrompt { ids: ids.to_vec(), text: tokenizer.decode(ids, false)? }))
+        .collect()
+}
+
+fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let setup: Setup<SftConfig> =
+        Setup::read(args, global, ui, |config: &SftConfig| &config.common)?;
+    expect_language_model(&args.model, &setup.model)?;
+    let common = &setup.config.common;
+    let encode = |rows: &[CompletionRow], what: &str| setup.encoder().demonstrations(rows, &setup.config, what);
+    let (train, eval) = examples(args, common, ui, "rows", encode, |row| &row.info)?;
+    let shown = if eval.is_empty() { &train } else { &eval };
+    let samples = sample_prompts(
+        &setup.model,
+        common.sample_prompts,
+        shown.iter().map(|row| {
+            let first = row.trained.iter().position(|&t| t).unwrap_or(0);
+            &row.ids[..first]
+        }),
+    )?;
+    let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
+    let learner = Learner::new(&setup.cpu, setup.model.clone(), common.optimizer(), recompute(common));
+    let task = SftTask::new(learner, train, eval, setup.config.clone());
+    supervise(task, args, &setup.config.common, ui, run, checkpoint, samples)
+}
+
+fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let setup: Setup<RewardConfig> =
+        Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
+    let (common, config) = (&setup.config.common, &setup.config);
+    if config.center_on != CenterOn::None {
+        return Err(CommandError::bad_input(
+            "center_on: a constant shift has no place in a Hugging Face reward model (its head has no bias)",
+        )
+        .hint("use center_rewards_coefficient, which pulls rewards towards 0 while training"));
+    }
+    let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
+    let (train, eval) = examples(args, common, ui, "pairs", encode, |pair| &pair.info)?;
+    let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
+    let model = with_head(&setup.model, config.head_init, common.seed)?;
+    let learner = Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
+    let task = RewardTask::new(learner, train, eval, config.clone());
+    supervise(task, args, common, ui, run, checkpoint, Vec::new())
+}
+
+/// A reward model keeps its head; a language model gets a new one.
+fn with_head(model: &Model, init: HeadInit, seed: u64) -> CommandResult<Model> {
+    if model.config.head == Head::Scalar {
+        return Ok(model.clone());
+    }
+    let how = match init {
+        HeadInit::Transformers | HeadInit::Zero => ScalarInit::InitializerRange,
+        HeadInit::Scaled => ScalarInit::InverseSqrtWidth,
+    };
+    let mut model = model.with_scalar_head(seed, how)?;
+    if init == HeadInit::Zero {
+        zero_head(&mut model);
+    }
+    Ok(model)
+}
+
+fn zero_head(model: &mut Model) {
+    let range = model.layout.specs[model.layout.head].range();
+    model.params.data[range].fill(0.0);
+}
+
+fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let setup: Setup<DpoConfig> =
+        Setup::read(args, global, ui, |config: &DpoConfig| &config.common)?;
+    expect_language_model(&args.model, &setup.model)?;
+    let (common, config) = (&setup.config.common, &setup.config);
+    let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
+    let (train, eval) = examples(args, common, ui, "pairs", encode, |pair| &pair.info)?;
+    let shown = if eval.is_empty() { &train } else { &eval };
+    let samples =
+        sample_prompts(&setup.model, common.sample_prompts, shown.iter().map(|pair| pair.prompt.as_slice()))?;
+    let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
+    let learner = Learner::new(&setup.cpu, setup.model.clone(), common.optimizer(), recompute(common));
+    let needs_reference = config.objective().map_err(TrainError::from)?.needs_reference();
+    let reference = needs_reference.then(|| Frozen::new(&setup.cpu, setup.model.clone()));
+    let task = DpoTask::new(learner, reference, train, eval, config.clone())?;
+    supervise(task, args, common, ui, run, checkpoint, samples)
+}
+
+fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let PpoArgs { train: args, reward_model: reward_dir } = args;
+    let setup: Setup<PpoConfig> =
+        Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
+    expect_language_model(&args.model, &setup.model)?;
+    let (common, config) = (&setup.config.common, &setup.config);
+    let reward_model = Model::load(reward_dir)?;
+    if reward_model.config.head != Head::Scalar {
+        return Err(CommandError::bad_input(format!(
+            "{}: found a language model, expected a reward model (num_labels = 1)",
+            reward_dir.display()
+        ))
+        .hint("polity train reward makes one from comparisons"));
+    }
+    if reward_model.config.vocab != setup.model.config.vocab {
+        return Err(CommandError::bad_input(format!(
+            "{} has a vocabulary of {}, {} of {}: they do not share a tokenizer",
+            reward_dir.display(),
+            reward_model.config.vocab,
+            args.model.display(),
+            setup.model.config.vocab
+        ))
+        .hint("train the reward model from the same base model"));
+    }
+    let rows: Vec<PromptRow> = polity_rows::read(&args.data)?;
+    let room = config.response_length;
+    let (prompts, report) = setup.encoder().prompts(&rows, common, room, "prompts")?;
+    tell(&report, ui);
+    let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + room;
+    if longest > reward_model.config.positions_max {
+        return Err(CommandError::bad_input(format!(
+            "a prompt and its response take up to {longest} tokens, the reward model {} has {} positions",
+            reward_dir.display(),
+            reward_model.config.positions_max
+        ))
+        .hint("lower response_length or max_length"));
+    }
+    let samples =
+        sample_prompts(&setup.model, common.sample_prompts, prompts.iter().map(|prompt| prompt.ids.as_slice()))?;
+    let mut all_inputs = inputs(args);
+    all_inputs.push(("reward_model", reward_dir));
+    let (mut run, checkpoint) = setup.open_run(args, ui, common.seed, &all_inputs)?;
+
+    let critic = match config.critic_init {
+        CriticInit::RewardModel => reward_model.clone(),
+        CriticInit::Policy => {
+            let mut critic = setup.model.with_scalar_head(common.seed, ScalarInit::InitializerRange)?;
+            zero_head(&mut critic);
+            critic
+        }
+    };
+    let learner = |model| Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
+    let mut task = PpoTask::new(
+        learner(setup.model.clone()),
+        learner(critic),
+        Frozen::new(&setup.cpu, setup.model.clone()),
+        Frozen::new(&setup.cpu, reward_model),
+        prompts,
+        config.clone(),
+    );
+    let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
+    let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
+    let outcome = ppo::train(&mut task, context)?;
+    finish(args, ui, &mut run, &task.policy.model, outcome, host)
+}
+
+fn inputs(args: &TrainArgs) -> Vec<(&'static str, &Path)> {
+    let mut inputs = vec![("model", args.model.as_path()), ("data", args.data.as_path())];
+    inputs.extend(args.eval_data.as_deref().map(|file| ("eval_data", file)));
+    inputs
+}
+
+fn expect_language_model(dir: &Path, model: &Model) -> CommandResult {
+    if model.config.head != Head::Scalar {
+        return Ok(());
+    }
+    Err(CommandError::bad_input(format!("{}: found a reward model, expected a language model", dir.display()))
+        .hint("start from the model that the reward model was made from"))
+}
+
+/// Runs a trainer without rollouts and writes what it made.
+fn supervise<'c, T: Task<'c>>(
+    mut task: T,
+    args: &TrainArgs,
+    common: &CommonConfig,
+    ui: &Ui,
+    mut run: RunDir,
+    checkpoint: Option<Checkpoint>,
+    samples: Vec<SamplePrompt>,
+) -> CommandResult {
+    let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
+    let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
+    let outcome = supervised::train(&mut task, common, context)?;
+    finish(args, ui, &mut run, &task.into_learner().model, outcome, host)
+}
+
+/// Passes everything on and remembers the last step's numbers.
+struct LastNumbers {
+    inner: TerminalHost,
+    last: Option<(u64, Metrics)>,
+}
+
+impl LastNumbers {
+    fn new(inner: TerminalHost) -> Self {
+        Self { inner, last: None }
+    }
+}
+
+impl polity_train::progress::Host for LastNumbers {
+    fn now_s(&self) -> f64 {
+        self.inner.now_s()
+    }
+
+    fn stop_requested(&self) -> bool {
+        self.inner.stop_requested()
+    }
+
+    fn event(&mut self, event: polity_train::progress::Event<'_>) {
+        if let polity_train::progress::Event::Metrics { step, metrics } = event {
+            self.last = Some((step, metrics.clone()));
+        }
+        self.inner.event(event);
+    }
+}
+
+/// Writes the model and closes the run, or says how to go on.
+fn finish(
+    args: &TrainArgs,
+    ui: &Ui,
+    run: &mut RunDir,
+    model: &Model,
+    outcome: Outcome,
+    host: LastNumbers,
+) -> CommandResult {
+    ui.end_progress();
+    match outcome {
+        Outcome::Done => {}
+        Outcome::Stopped { step } => {
+            return Err(host::stopped(step, &command_without_resume()));
+        }
+        Outcome::Alarmed { step } => {
+            return Err(CommandError::failed(format!(
+                "step {step}: an alarm stopped the run, as stop_on_alarm asks; a checkpoint was saved"
+            ))
+            .hint(format!("see {}", run.out().join(names::ALARMS).display())));
+        }
+    }
+    let dir: PathBuf = run.out().join(names::MODEL);
+    model.save(&dir)?;
+    run.finish(&now_utc())?;
+    if ui.json() {
+        let metrics = host.last.map(|(step, metrics)| json!({"step": step, "metrics": metrics}));
+        return json_to_stdout(&json!({"run": args.out, "model": dir, "last": metrics}));
+    }
+    ui.note(&format!("wrote {}", dir.display()));
+    Ok(())
+}
+
+fn command_without_resume() -> String {
+    let words: Vec<String> = std::env::args().filter(|word| word != "--resume").collect();
+    words.join(" ")
 }
