@@ -1,4 +1,5 @@
-//! How fast a file of preference rows is read: `cargo run --release -p polity-rows --example read_speed -- FILE`.
+//! How fast a file of preference rows is read:
+//! `cargo run --release -p polity-rows --example read_speed -- FILE`.
 
 use std::error::Error;
 use std::time::Instant;

@@ -1,9 +1,9 @@
 //! Writing a file so that it is either the old one or the whole new one, never half of one.
 //!
-//! The content goes to a temporary file in the same directory, is flushed to the disk (`fsync`), and is renamed over the
-//! target, which POSIX makes one step; then the directory is synced, so that the rename survives a power cut. A failure
-//! before the rename removes the temporary file and leaves the target as it was. A killed process leaves only the
-//! temporary file behind, named `.NAME.PID-N.partial`.
+//! The content goes to a temporary file in the same directory, is flushed to the disk (`fsync`), and is
+//! renamed over the target, which POSIX makes one step; then the directory is synced, so that the rename
+//! survives a power cut. A failure before the rename removes the temporary file and leaves the target as it
+//! was. A killed process leaves only the temporary file behind, named `.NAME.PID-N.partial`.
 //!
 //! Not here: locking. Two writers of one path both succeed, and the last rename wins.
 
@@ -20,9 +20,9 @@ use crate::error::RowsError;
 
 /// Calls `write` on a temporary file beside `path` and renames it to `path` once it is safely on the disk.
 ///
-/// A symbolic link is followed, so the link stays and its target is replaced; the permissions of a replaced file are
-/// kept. Something that is not a plain file, such as `/dev/stdout` or a named pipe, is written directly: a rename would
-/// destroy it.
+/// A symbolic link is followed, so the link stays and its target is replaced; the permissions of a replaced
+/// file are kept. Something that is not a plain file, such as `/dev/stdout` or a named pipe, is written
+/// directly: a rename would destroy it.
 pub fn atomic_write(
     path: impl AsRef<Path>,
     write: impl FnOnce(&mut BufWriter<File>) -> io::Result<()>,
@@ -30,7 +30,8 @@ pub fn atomic_write(
     let path = path.as_ref();
     let failed = |step| move |source| RowsError::Write { file: path.to_owned(), step, source };
 
-    // `canonicalize` follows a link; it fails for a path that does not exist yet, which is then its own target.
+    // `canonicalize` follows a link; it fails for a path that does not exist yet, which is then its own
+    // target.
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     let replaced = fs::metadata(&target).ok();
     if let Some(there) = &replaced
@@ -59,7 +60,8 @@ pub fn atomic_write(
     Ok(())
 }
 
-/// Writes one JSON object a line, atomically, and returns the number of rows; a path that ends in `.gz` is compressed.
+/// Writes one JSON object a line, atomically, and returns the number of rows; a path that ends in `.gz` is
+/// compressed.
 ///
 /// JSON has no NaN and no infinity: a float that is not finite is written as `null`.
 pub fn write_jsonl<T: Serialize>(
@@ -94,8 +96,8 @@ fn write_lines<T: Serialize>(
     Ok(count)
 }
 
-/// A new file beside `target`. The name holds the process id and a counter, so neither another process nor another
-/// thread can be writing the same one; a leftover of a killed process with our id is stepped over.
+/// A new file beside `target`. The name holds the process id and a counter, so neither another process nor
+/// another thread can be writing the same one; a leftover of a killed process with our id is stepped over.
 fn create_partial(target: &Path) -> io::Result<(PathBuf, File)> {
     static COUNTER: AtomicU64 = AtomicU64::new(0);
     let name = target.file_name().ok_or(io::ErrorKind::InvalidInput)?.to_string_lossy();
@@ -109,8 +111,8 @@ fn create_partial(target: &Path) -> io::Result<(PathBuf, File)> {
     }
 }
 
-/// The rename is already visible to every reader; only its survival of a power cut depends on this, and some file
-/// systems refuse to sync a directory. So a failure here is not reported as a failure to write.
+/// The rename is already visible to every reader; only its survival of a power cut depends on this, and some
+/// file systems refuse to sync a directory. So a failure here is not reported as a failure to write.
 fn sync_directory(target: &Path) {
     let parent = match target.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
@@ -121,7 +123,8 @@ fn sync_directory(target: &Path) {
     }
 }
 
-/// Removes the temporary file on every way out but a successful rename, a panic in the caller's closure included.
+/// Removes the temporary file on every way out but a successful rename, a panic in the caller's closure
+/// included.
 struct RemoveOnDrop(Option<PathBuf>);
 
 impl RemoveOnDrop {

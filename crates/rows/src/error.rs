@@ -1,7 +1,8 @@
 //! What can be wrong with a file of rows, and where.
 //!
-//! Every message says which file, which line (or row, where the format has no lines), what was found, what was expected
-//! and, where it is known, what to do. The values are fields too, so that a caller can test for them.
+//! Every message says which file, which line (or row, where the format has no lines), what was found, what
+//! was expected and, where it is known, what to do. The values are fields too, so that a caller can test for
+//! them.
 //!
 //! Not here: exit codes and colours (the command line's).
 
@@ -144,7 +145,8 @@ pub enum RowsError {
         found: String,
     },
 
-    /// A line (or an element of a JSON list) above [`ROW_BYTES_MAX`](crate::ROW_BYTES_MAX), or a packed file too large to unpack in memory.
+    /// A line (or an element of a JSON list) above [`ROW_BYTES_MAX`](crate::ROW_BYTES_MAX), or a packed file
+    /// too large to unpack in memory.
     #[error("{place}: {what} is longer than {limit_bytes} bytes{}", Hint(hint))]
     TooLong {
         /// Where it starts.

@@ -1,11 +1,11 @@
 //! How deeply the columns of a Parquet file are nested, read from its footer without recursion.
 //!
-//! The `parquet` crate walks the schema recursively without a limit, so a file of 55 kB that nests a column 5000 deep
-//! overflows the stack, which no caller can catch. This looks first.
+//! The `parquet` crate walks the schema recursively without a limit, so a file of 55 kB that nests a column
+//! 5000 deep overflows the stack, which no caller can catch. This looks first.
 //!
-//! The footer is Thrift's compact protocol: `FileMetaData { 1: version, 2: list<SchemaElement>, … }`, the schema's tree
-//! flattened depth first, each element with the number of its children in field 5. Whatever is not understood here is left
-//! for the crate to refuse.
+//! The footer is Thrift's compact protocol: `FileMetaData { 1: version, 2: list<SchemaElement>, … }`, the
+//! schema's tree flattened depth first, each element with the number of its children in field 5. Whatever is
+//! not understood here is left for the crate to refuse.
 //!
 //! Source: apache/parquet-format, `parquet.thrift`; Apache Thrift, `thrift-compact-protocol.md`.
 
@@ -14,7 +14,8 @@ use parquet::file::reader::ChunkReader;
 /// `PAR1` and the footer's length before it.
 const TAIL_BYTES: u64 = 8;
 
-/// The nesting of the schema, the root included, or `limit + 1` if it is more than `limit`. `None` if there is no telling.
+/// The nesting of the schema, the root included, or `limit + 1` if it is more than `limit`. `None` if there
+/// is no telling.
 pub(crate) fn schema_depth(file: &impl ChunkReader, limit: usize) -> Option<usize> {
     let length = file.len().checked_sub(TAIL_BYTES)?;
     let tail = file.get_bytes(length, TAIL_BYTES as usize).ok()?;
@@ -140,8 +141,8 @@ impl Compact<'_> {
         Some(())
     }
 
-    /// Inside a list or a map a boolean does take its byte, so every element takes at least one and a list's length cannot
-    /// exceed what is left to read.
+    /// Inside a list or a map a boolean does take its byte, so every element takes at least one and a list's
+    /// length cannot exceed what is left to read.
     fn skip_element(&mut self, kind: u8, depth: usize) -> Option<()> {
         if matches!(kind, 1 | 2) { self.byte().map(drop) } else { self.skip(kind, depth) }
     }

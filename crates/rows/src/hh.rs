@@ -4,14 +4,16 @@
 //! \n\nHuman: …\n\nAssistant: …\n\nHuman: …\n\nAssistant: …
 //! ```
 //!
-//! A pair of transcripts shares its opening turns. The prompt is those turns, and, where the next turn is the assistant's
-//! on both sides, that turn's marker: `\n\nHuman: …\n\nAssistant:`. So in the ordinary case, where only the last turn
-//! differs, the prompt ends with the last `\n\nAssistant:` and each response is the rest, with its leading space (2307 of
-//! the 2312 pairs of harmless-base's test part). Where the dialogues part earlier, a response holds several turns (in the
-//! other five, the assistant's twice in a row); that is flagged, not refused. Each side keeps at least one turn, so identical transcripts have
-//! identical responses, not empty ones.
+//! A pair of transcripts shares its opening turns. The prompt is those turns, and, where the next turn is the
+//! assistant's on both sides, that turn's marker: `\n\nHuman: …\n\nAssistant:`. So in the ordinary case,
+//! where only the last turn differs, the prompt ends with the last `\n\nAssistant:` and each response is the
+//! rest, with its leading space (2307 of the 2312 pairs of harmless-base's test part). Where the dialogues
+//! part earlier, a response holds several turns (in the other five, the assistant's twice in a row); that is
+//! flagged, not refused. Each side keeps at least one turn, so identical transcripts have identical
+//! responses, not empty ones.
 //!
-//! A character-wise common prefix, as TRL takes it for other texts, would end inside the responses ("I'm sorry, b" …).
+//! A character-wise common prefix, as TRL takes it for other texts, would end inside the responses ("I'm
+//! sorry, b" …).
 //!
 //! Source: Bai et al. 2022, arXiv:2204.05862; the files of anthropics/hh-rlhf.
 //!
@@ -43,7 +45,8 @@ struct Turn {
 
 /// The turns of a transcript; what comes before the first marker is in none of them.
 ///
-/// At the very start of a text the marker may lack its blank line, as in copies whose white space was trimmed.
+/// At the very start of a text the marker may lack its blank line, as in copies whose white space was
+/// trimmed.
 fn turns(text: &str) -> Vec<Turn> {
     let mut turns: Vec<Turn> = Vec::new();
     let mut at = 0;
@@ -69,10 +72,11 @@ fn turns(text: &str) -> Vec<Turn> {
     turns
 }
 
-/// If both texts are transcripts that open alike, the bytes of their shared prompt; see the module's text for where it ends.
+/// If both texts are transcripts that open alike, the bytes of their shared prompt; see the module's text for
+/// where it ends.
 ///
-/// A transcript has at least one turn of each speaker. Texts whose words before the first turn differ are not treated as
-/// transcripts.
+/// A transcript has at least one turn of each speaker. Texts whose words before the first turn differ are not
+/// treated as transcripts.
 pub fn split(chosen: &str, rejected: &str) -> Option<usize> {
     let (chosen_turns, rejected_turns) = (turns(chosen), turns(rejected));
     for turns in [&chosen_turns, &rejected_turns] {
@@ -104,8 +108,8 @@ pub fn has_further_turns(response: &str) -> bool {
     response.contains(HUMAN) || response.contains(ASSISTANT)
 }
 
-/// A transcript's turns as messages of role `user` and `assistant`, with the white space around their words removed;
-/// words before the first turn become a `system` message. `None` for a text without turns.
+/// A transcript's turns as messages of role `user` and `assistant`, with the white space around their words
+/// removed; words before the first turn become a `system` message. `None` for a text without turns.
 pub fn messages(transcript: &str) -> Option<Vec<Message>> {
     let turns = turns(transcript);
     let preface = transcript[..turns.first()?.start].trim();
@@ -120,8 +124,8 @@ pub fn messages(transcript: &str) -> Option<Vec<Message>> {
     Some(preface.into_iter().chain(said).collect())
 }
 
-/// The same for a prompt and a response to it: a prompt that ends with an open `\n\nAssistant:` leaves that turn to the
-/// response. `None` if either is not a transcript or nothing is left of the prompt.
+/// The same for a prompt and a response to it: a prompt that ends with an open `\n\nAssistant:` leaves that
+/// turn to the response. `None` if either is not a transcript or nothing is left of the prompt.
 pub(crate) fn exchange(prompt: &str, response: &str) -> Option<(Vec<Message>, Vec<Message>)> {
     let mut before = messages(prompt)?;
     let open = prompt.trim_end().ends_with(ASSISTANT.trim_start())

@@ -1,10 +1,11 @@
 //! Rows from text: JSONL (one object a line) and JSON (one list of objects).
 //!
-//! Both are streamed: one row is in memory at a time. A row is cut out of the stream as bytes (by the line break, or by
-//! counting brackets outside strings), checked to be UTF-8, and parsed by serde_json, with one addition: a key that
-//! appears twice in one object is an error, where serde_json keeps the last.
+//! Both are streamed: one row is in memory at a time. A row is cut out of the stream as bytes (by the line
+//! break, or by counting brackets outside strings), checked to be UTF-8, and parsed by serde_json, with one
+//! addition: a key that appears twice in one object is an error, where serde_json keeps the last.
 //!
-//! Accepted without a word: a byte order mark at the start, CRLF line ends, blank lines, no line break at the end.
+//! Accepted without a word: a byte order mark at the start, CRLF line ends, blank lines, no line break at the
+//! end.
 //!
 //! Not here: unpacking and the choice of format (`source.rs`), what the keys mean (`typed.rs`).
 
@@ -20,8 +21,8 @@ use crate::error::{Place, RowsError};
 use crate::show::kind_of;
 use crate::source::Input;
 
-/// The longest row that is read, in bytes: a guard against a file that is not rows at all, or that unpacks to gigabytes
-/// without a line break.
+/// The longest row that is read, in bytes: a guard against a file that is not rows at all, or that unpacks to
+/// gigabytes without a line break.
 pub const ROW_BYTES_MAX: u64 = 1 << 28;
 
 /// JSONL: an iterator over the lines that are not blank.
@@ -124,7 +125,8 @@ impl List {
         List { file, input, buffer: Vec::new(), at, row: 0, state: ListState::Before }
     }
 
-    /// The next row. Every error but a wrong type ends the file: after malformed JSON there is no telling where the next row starts.
+    /// The next row. Every error but a wrong type ends the file: after malformed JSON there is no telling
+    /// where the next row starts.
     pub fn next_row(&mut self) -> Option<Result<Row, (RowsError, bool)>> {
         let start = match self.next_element() {
             Err(error) => return Some(Err((error, false))),
@@ -195,8 +197,8 @@ impl List {
         }
     }
 
-    /// Reads one value: up to the bracket that closes it, or, for a value without brackets, up to the next separator.
-    /// Brackets are counted without telling `}` from `]`; the parser does that.
+    /// Reads one value: up to the bracket that closes it, or, for a value without brackets, up to the next
+    /// separator. Brackets are counted without telling `}` from `]`; the parser does that.
     fn take_element(&mut self, start: At) -> Result<(), RowsError> {
         self.buffer.clear();
         let (mut depth, mut in_string, mut escaped) = (0_u64, false, false);

@@ -1,12 +1,13 @@
-//! Files of training rows: prompts, completions, preferences and unpaired judgements, from JSONL, JSON and Parquet.
+//! Files of training rows: prompts, completions, preferences and unpaired judgements, from JSONL, JSON and
+//! Parquet.
 //!
-//! A file becomes an iterator of [`Row`]s (a JSON object, and where it stood), and a row becomes one of four typed rows
-//! by the keys it has, which are TRL's: [`PromptRow`], [`CompletionRow`], [`PreferenceRow`], [`UnpairedRow`]. Whatever is
-//! wrong is a [`RowsError`] that says where, what was found, what was expected and what to do; no input panics.
-//! `docs/data.md` describes the formats for users.
+//! A file becomes an iterator of [`Row`]s (a JSON object, and where it stood), and a row becomes one of four
+//! typed rows by the keys it has, which are TRL's: [`PromptRow`], [`CompletionRow`], [`PreferenceRow`],
+//! [`UnpairedRow`]. Whatever is wrong is a [`RowsError`] that says where, what was found, what was expected
+//! and what to do; no input panics. `docs/data.md` describes the formats for users.
 //!
-//! Not here: tokens and chat templates (`polity-lm`), what to do with a row that is readable but odd (such rows carry
-//! [`Flag`]s; trainers decide), the exports of annotation tools.
+//! Not here: tokens and chat templates (`polity-lm`), what to do with a row that is readable but odd (such
+//! rows carry [`Flag`]s; trainers decide), the exports of annotation tools.
 
 #![forbid(unsafe_code)]
 

@@ -1,7 +1,7 @@
 //! Rows from Parquet, one row group and one batch in memory at a time.
 //!
-//! Each cell becomes the JSON value it would have had in a JSONL file, so that everything after this file is the same
-//! for all formats:
+//! Each cell becomes the JSON value it would have had in a JSONL file, so that everything after this file is
+//! the same for all formats:
 //!
 //! | Parquet | JSON |
 //! |---|---|
@@ -13,8 +13,8 @@
 //! | categories (dictionary) | the value itself |
 //! | anything else | `{"unreadable": "a value of type …"}`: harmless in a column that nobody asks for, an error in one that is needed |
 //!
-//! The decoder is the `parquet` crate, which panics on some damaged files (60.1.0 divides by zero at a page that claims no
-//! values). A panic inside it is caught and reported as any other damage; see [`decode`].
+//! The decoder is the `parquet` crate, which panics on some damaged files (60.1.0 divides by zero at a page
+//! that claims no values). A panic inside it is caught and reported as any other damage; see [`decode`].
 //!
 //! Not here: writing Parquet, partitioned directories.
 
@@ -46,8 +46,8 @@ use crate::show::unreadable;
 /// Rows decoded at a time. Rows are texts of some kilobytes, so a batch is a few megabytes.
 const BATCH_ROWS: usize = 1024;
 
-/// The deepest nesting of columns that is read: as deep as serde_json's, and far from where the decoder's recursion
-/// overflows a thread's stack.
+/// The deepest nesting of columns that is read: as deep as serde_json's, and far from where the decoder's
+/// recursion overflows a thread's stack.
 const NESTING_MAX: usize = 128;
 
 /// An iterator over the rows of one Parquet file.
@@ -106,8 +106,9 @@ impl Table {
 
 /// Runs the decoder; its errors, and its panics, become text.
 ///
-/// The message that a panic prints is held back, because the error says it. That takes a hook for the whole process, which
-/// passes on every panic but those of this thread during `work`. After a panic the decoder must not be used again.
+/// The message that a panic prints is held back, because the error says it. That takes a hook for the whole
+/// process, which passes on every panic but those of this thread during `work`. After a panic the decoder
+/// must not be used again.
 fn decode<T, E: Display>(work: impl FnOnce() -> Result<T, E>) -> Result<T, String> {
     thread_local! { static DECODING: Cell<bool> = const { Cell::new(false) } }
     static HOOK: Once = Once::new();

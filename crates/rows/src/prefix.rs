@@ -7,9 +7,9 @@
 //! prompt = side[..n-1]        if they do not differ in their common length n: both sides keep something
 //! ```
 //!
-//! which is what TRL does (`trl.data_utils.extract_prompt`, 1.16.0), but for one slip: for texts that differ in their very
-//! first character, TRL looks at the character "before" it, in Python the last one, and would cut the response there.
-//! Nor does TRL accept an empty side; here the prompt is then empty.
+//! which is what TRL does (`trl.data_utils.extract_prompt`, 1.16.0), but for one slip: for texts that differ
+//! in their very first character, TRL looks at the character "before" it, in Python the last one, and would
+//! cut the response there. Nor does TRL accept an empty side; here the prompt is then empty.
 //!
 //! Not here: Anthropic HH transcripts, whose prompt ends at a turn (`hh.rs`).
 
@@ -30,7 +30,8 @@ pub(crate) fn shared_text(chosen: &str, rejected: &str) -> usize {
     before.map_or(0, |(at, _)| at)
 }
 
-/// Messages of the prompt that two conversations share. Extra keys count: a message that calls another tool differs.
+/// Messages of the prompt that two conversations share. Extra keys count: a message that calls another tool
+/// differs.
 pub(crate) fn shared_messages(chosen: &[Message], rejected: &[Message]) -> usize {
     let common = chosen.len().min(rejected.len());
     let same = chosen.iter().zip(rejected).take_while(|(a, b)| a == b).count();

@@ -76,7 +76,8 @@ pub(crate) fn one_of(words: &[&str]) -> String {
     }
 }
 
-/// The word of `candidates` that `word` was most likely meant to be: one or two slips away (by length), case aside.
+/// The word of `candidates` that `word` was most likely meant to be: one or two slips away (by length), case
+/// aside.
 pub(crate) fn nearest<'a>(word: &str, candidates: &[&'a str]) -> Option<&'a str> {
     // Long keys cannot be near and need not be measured.
     if word.len() > 64 {

@@ -1,7 +1,8 @@
 //! From a path or a stream to rows: unpacks gzip, tells the format, and iterates.
 //!
-//! The content decides the format, because it cannot be misnamed: gzip and Parquet by their magic bytes, a list by its
-//! first `[`, JSONL by its first `{`. The name's extension decides only what to say when the content is none of these.
+//! The content decides the format, because it cannot be misnamed: gzip and Parquet by their magic bytes, a
+//! list by its first `[`, JSONL by its first `{`. The name's extension decides only what to say when the
+//! content is none of these.
 //!
 //! Not here: CSV and the exports of annotation tools (an import's business), remote files.
 
@@ -20,7 +21,8 @@ use crate::parquet::Table;
 use crate::show::quoted;
 use crate::typed::FromRow;
 
-/// A gzip'd Parquet file is unpacked in memory, because Parquet is read from its end; this is the most it may unpack to.
+/// A gzip'd Parquet file is unpacked in memory, because Parquet is read from its end; this is the most it may
+/// unpack to.
 pub const PACKED_PARQUET_BYTES_MAX: u64 = 1 << 30;
 
 /// How much of a file is looked at to tell its format, in bytes.
@@ -77,8 +79,9 @@ pub fn read<T: FromRow>(path: impl AsRef<Path>) -> Result<Vec<T>, RowsError> {
 
 /// An iterator over the rows of one file.
 ///
-/// After a row that could be cut out of the file but not parsed, the next row can be read. After an error of the stream
-/// (a truncated file, a damaged list) the iterator ends. A file without rows yields one error, [`RowsError::Empty`].
+/// After a row that could be cut out of the file but not parsed, the next row can be read. After an error of
+/// the stream (a truncated file, a damaged list) the iterator ends. A file without rows yields one error,
+/// [`RowsError::Empty`].
 pub struct Rows {
     file: Arc<Path>,
     source: Source,
@@ -234,7 +237,8 @@ impl Iterator for Rows {
     }
 }
 
-/// Sorts an error of a stream: flate2 reports a damaged gzip stream by these kinds, which a plain file never gives.
+/// Sorts an error of a stream: flate2 reports a damaged gzip stream by these kinds, which a plain file never
+/// gives.
 pub(crate) fn read_error(place: Box<Place>, error: io::Error) -> RowsError {
     match error.kind() {
         io::ErrorKind::UnexpectedEof => RowsError::Gzip { place, found: "ends in the middle".to_owned() },
@@ -245,8 +249,9 @@ pub(crate) fn read_error(place: Box<Place>, error: io::Error) -> RowsError {
     }
 }
 
-/// A stream whose first bytes were looked at: gives them again, then the error that ended the look, if any, then the rest.
-/// The error is kept because a decoder that failed once need not fail again when it is asked again.
+/// A stream whose first bytes were looked at: gives them again, then the error that ended the look, if any,
+/// then the rest. The error is kept because a decoder that failed once need not fail again when it is asked
+/// again.
 struct Peeked {
     head: Cursor<Vec<u8>>,
     error: Option<io::Error>,

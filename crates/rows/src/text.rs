@@ -8,7 +8,8 @@ use serde_json::{Map, Value};
 use crate::error::{Place, RowsError};
 use crate::show::{kind_of, nearest, one_of, quoted};
 
-/// A prompt, a response or a whole conversation. Within one row either every text is plain or every text is messages.
+/// A prompt, a response or a whole conversation. Within one row either every text is plain or every text is
+/// messages.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Text {
@@ -46,7 +47,8 @@ impl Message {
 }
 
 impl Text {
-    /// Whether there is nothing in it to learn from: only white space, or a last message that says and does nothing.
+    /// Whether there is nothing in it to learn from: only white space, or a last message that says and does
+    /// nothing.
     pub fn is_blank(&self) -> bool {
         match self {
             Text::Plain(text) => text.trim().is_empty(),

@@ -1,8 +1,9 @@
 //! Rows by use: what a row's keys mean.
 //!
-//! A key with the value null counts as absent, because tables give every row every key. Keys that are not used are kept
-//! in `extra`. A value that is used and wrong (a number for a text, a margin that is no number, a conversation that does
-//! not end with the assistant) is an error; a row that is readable but odd carries [`Flag`]s, and its reader decides.
+//! A key with the value null counts as absent, because tables give every row every key. Keys that are not
+//! used are kept in `extra`. A value that is used and wrong (a number for a text, a margin that is no number,
+//! a conversation that does not end with the assistant) is an error; a row that is readable but odd carries
+//! [`Flag`]s, and its reader decides.
 //!
 //! Not here: how many tokens a row has, whether prompts repeat between rows.
 
@@ -19,7 +20,8 @@ use crate::prefix::{shared_messages, shared_text};
 use crate::show::kind_of;
 use crate::text::{Message, Text, messages, wrong};
 
-/// A prompt repeated at the start of its responses is remarked on from this length, in bytes: short ones coincide.
+/// A prompt repeated at the start of its responses is remarked on from this length, in bytes: short ones
+/// coincide.
 const REPEATED_BYTES_MIN: usize = 8;
 /// The same for token ids.
 const REPEATED_IDS_MIN: usize = 4;
@@ -68,8 +70,8 @@ pub enum Flag {
     EmptyResponse(Side),
     /// Chosen and rejected are the same: there is nothing to learn.
     IdenticalResponses,
-    /// A response goes on after the assistant's turn, with a user's message or, in a transcript, any turn: training on it
-    /// teaches to speak for the user.
+    /// A response goes on after the assistant's turn, with a user's message or, in a transcript, any turn:
+    /// training on it teaches to speak for the user.
     SeveralTurns(Side),
     /// Every response begins with the whole prompt, so the model would see the prompt twice.
     PromptRepeated,
@@ -328,8 +330,8 @@ impl FromRow for UnpairedRow {
 }
 
 impl PreferenceRow {
-    /// Turns Anthropic HH transcripts into messages (`user`, `assistant`), white space around the words removed. A row
-    /// of anything else is returned as it is.
+    /// Turns Anthropic HH transcripts into messages (`user`, `assistant`), white space around the words
+    /// removed. A row of anything else is returned as it is.
     pub fn transcript_to_messages(mut self) -> PreferenceRow {
         if let Pair::Text { prompt: Text::Plain(p), chosen: Text::Plain(c), rejected: Text::Plain(r) } =
             &self.pair
@@ -484,8 +486,9 @@ impl Fields {
 
     /// A pair with a prompt of its own.
     ///
-    /// Some data sets (UltraFeedback binarised among them) give the prompt as text beside two whole conversations that
-    /// begin with it. There the conversations' common messages are the prompt, as TRL has it; the text only repeats one.
+    /// Some data sets (UltraFeedback binarised among them) give the prompt as text beside two whole
+    /// conversations that begin with it. There the conversations' common messages are the prompt, as TRL has
+    /// it; the text only repeats one.
     fn with_prompt(
         &mut self,
         prompt: Text,

@@ -230,8 +230,8 @@ proptest! {
         read_all(&bytes);
     }
 
-    /// A damaged list is read if and only if serde_json reads it as a list of objects, and to the same rows; our one
-    /// addition is that a repeated key is refused.
+    /// A damaged list is read if and only if serde_json reads it as a list of objects, and to the same rows;
+    /// our one addition is that a repeated key is refused.
     #[test]
     fn damaged_lists_agree_with_serde_json(damages in vec(damage(), 0..4)) {
         let mut bytes = SEEDS[1].clone();
@@ -248,7 +248,8 @@ proptest! {
         }
     }
 
-    /// What is written is what is read: as lines, packed lines, or a list, in one piece or a few bytes at a time.
+    /// What is written is what is read: as lines, packed lines, or a list, in one piece or a few bytes at a
+    /// time.
     #[test]
     fn rows_survive_the_round_trip(rows in vec(object(value()), 1..5), chunk in 1..9_usize) {
         let directory = tempfile::tempdir().unwrap();

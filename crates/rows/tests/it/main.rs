@@ -1,4 +1,5 @@
-//! The crate from outside: a corpus of bad files, real data, every kind of row, other writers' tables, random damage.
+//! The crate from outside: a corpus of bad files, real data, every kind of row, other writers' tables, random
+//! damage.
 
 mod corpus;
 mod fuzz;

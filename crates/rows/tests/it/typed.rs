@@ -208,7 +208,8 @@ fn preferences_whose_prompt_is_implicit() {
     let row: PreferenceRow = read(conversations.clone());
     assert_eq!((&row.pair, row.prompt_from), (&expect, PromptFrom::CommonPrefix));
 
-    // A text that only repeats the question, as UltraFeedback has it, gives way; another text is a contradiction.
+    // A text that only repeats the question, as UltraFeedback has it, gives way; another text is a
+    // contradiction.
     let mut repeated = conversations.clone();
     repeated["prompt"] = json!("p ");
     let row: PreferenceRow = read(repeated);
