@@ -8,8 +8,8 @@
 
 mod args;
 mod bench;
-mod clock;
 mod chat;
+mod clock;
 mod demo;
 mod doctor;
 mod error;
