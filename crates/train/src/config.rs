@@ -33,8 +33,10 @@ pub trait Config: Table + Clone {
     /// Which trainer they are for.
     const STAGE: Stage;
 
-    /// Changes defaults by the value of a key that is read before all others (PPO's `preset`).
-    fn apply_preset(&mut self) {}
+    /// Settings with this one's preset and nothing else set. A stage without presets has its defaults only.
+    fn only_preset(&self) -> Self {
+        Self::initial()
+    }
 
     /// Fills in what one setting implies about another.
     fn resolve(&mut self) {}
@@ -71,7 +73,7 @@ pub trait Config: Table + Clone {
             .iter()
             .filter(|given| given.key == PRESET_KEY)
             .try_for_each(|given| assign(&mut config, given))?;
-        config.apply_preset();
+        config = config.only_preset();
         given.iter().try_for_each(|given| assign(&mut config, given))?;
         config.resolve();
 
@@ -105,22 +107,21 @@ pub trait Config: Table + Clone {
         self.entries().iter().map(|entry| format!("{} = {}\n", entry.info.name, entry.value)).collect()
     }
 
-    /// An objection if `key` does not have its default value although `needed` does not hold.
+    /// An objection if `key` does not have its default value and `needed` does not hold.
     fn idle_unless(&self, needed: bool, key: &'static str, reason: &str) -> Result<(), Objection> {
-        let entry =
-            self.entries().into_iter().find(|entry| entry.info.name == key).expect("a key of this table");
-        // The preset's own value is as good as the default: it was not asked for by name.
-        let mut preset = self.clone();
-        preset.apply_preset();
-        let preset_value =
-            preset.entries().into_iter().find(|entry| entry.info.name == key).map(|entry| entry.value);
-        if needed || entry.value == entry.info.default || Some(&entry.value) == preset_value.as_ref() {
+        let value_in = |config: &Self| {
+            let entries = config.entries();
+            entries.into_iter().find(|entry| entry.info.name == key).expect("a key of this table").value
+        };
+        // A preset's value was not asked for by name, so it may do nothing.
+        let (value, unset) = (value_in(self), value_in(&self.only_preset()));
+        if needed || value == unset {
             return Ok(());
         }
         Err(Objection::Value {
             key: key.into(),
-            found: entry.value,
-            expected: format!("its default, {}", entry.info.default),
+            found: value,
+            expected: format!("its default, {unset}"),
             reason: format!("it would have no effect: {reason}"),
         })
     }
@@ -212,7 +213,7 @@ impl Objection {
     }
 
     fn at(self, origins: &BTreeMap<&str, &Origin>) -> TrainError {
-        let origin = |key: &str| origins.get(key).map_or(Origin::Unset, |origin| (*origin).clone());
+        let origin = |key: &str| Box::new(origins.get(key).map_or(Origin::Unset, |origin| (*origin).clone()));
         match self {
             Objection::Value { key, found, expected, reason } => {
                 TrainError::Setting { origin: origin(&key), key, found, expected, reason }
@@ -698,14 +699,14 @@ fn assign<C: Config>(config: &mut C, given: &Given) -> Result<(), TrainError> {
     match config.assign(key, &given.value) {
         Some(Ok(())) => Ok(()),
         Some(Err(expected)) => Err(TrainError::Setting {
-            origin: origin.clone(),
+            origin: Box::new(origin.clone()),
             key: key.clone(),
             found: show_found(&given.value),
             expected,
             reason: String::new(),
         }),
         None => Err(TrainError::UnknownKey {
-            origin: origin.clone(),
+            origin: Box::new(origin.clone()),
             key: key.clone(),
             stage: C::STAGE.name(),
             advice: crate::settings::advice_for_unknown::<C>(key),
@@ -727,7 +728,7 @@ fn parse_file(file: &Path, text: &str) -> Result<Vec<Given>, TrainError> {
         let key = key.into_inner().into_owned();
         let value: Value = serde::Deserialize::deserialize(toml::de::ValueDeserializer::from(value))
             .map_err(|error: toml::de::Error| TrainError::Setting {
-                origin: origin.clone(),
+                origin: Box::new(origin.clone()),
                 key: key.clone(),
                 found: "a value that TOML cannot hold".into(),
                 expected: "a TOML value".into(),
@@ -735,7 +736,7 @@ fn parse_file(file: &Path, text: &str) -> Result<Vec<Given>, TrainError> {
             })?;
         if value.is_table() {
             return Err(TrainError::Setting {
-                origin,
+                origin: Box::new(origin),
                 key,
                 found: "a table".into(),
                 expected: "a value".into(),
@@ -753,7 +754,7 @@ fn parse_set(key: &str, text: &str) -> Result<Value, TrainError> {
     let text = text.trim();
     if text.starts_with(['[', '{', '"', '\'']) {
         return parse_value(text).map_err(|message| TrainError::Setting {
-            origin: Origin::Set,
+            origin: Box::new(Origin::Set),
             key: key.to_owned(),
             found: text.to_owned(),
             expected: "a TOML value".into(),

@@ -60,7 +60,7 @@ pub enum TrainError {
     #[error("{origin}unknown setting {key:?} of stage {stage}{advice}")]
     UnknownKey {
         /// Where it was given.
-        origin: Origin,
+        origin: Box<Origin>,
         /// The key.
         key: String,
         /// The stage (`sft`, `ppo`, …).
@@ -73,7 +73,7 @@ pub enum TrainError {
     #[error("{origin}{key} = {found}, expected {expected}{}", reason_clause(.reason))]
     Setting {
         /// Where it was given.
-        origin: Origin,
+        origin: Box<Origin>,
         /// The key.
         key: String,
         /// The value given, as TOML.
@@ -88,7 +88,7 @@ pub enum TrainError {
     #[error("{origin}{setting} cannot be used with {with}: {reason}")]
     Incompatible {
         /// Where the first of them was given.
-        origin: Origin,
+        origin: Box<Origin>,
         /// The setting refused.
         setting: String,
         /// What it clashes with.
@@ -244,7 +244,7 @@ mod tests {
     #[track_caller]
     fn check(origin: Origin, reason: &str, expect: &str) {
         let error = TrainError::Setting {
-            origin,
+            origin: Box::new(origin),
             key: "beta".into(),
             found: "-0.1".into(),
             expected: "> 0".into(),

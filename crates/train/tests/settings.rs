@@ -7,7 +7,8 @@ use polity_train::config::Config;
 use polity_train::objectives::kl::KlController;
 use polity_train::objectives::score::MissingEos;
 use polity_train::settings::{
-    DpoConfig, MissingEosRule, PpoConfig, Precision, RewardConfig, Scheduler, SftConfig, StopToken, Truncation,
+    DpoConfig, MissingEosRule, PpoConfig, Precision, RewardConfig, Scheduler, SftConfig, StopToken,
+    Truncation,
 };
 
 fn sets(pairs: &[&str]) -> Vec<(String, String)> {
@@ -65,7 +66,10 @@ fn defaults_are_trls() {
 
     let dpo: DpoConfig = with_sets(&[]);
     assert_eq!((dpo.common.learning_rate, dpo.beta, dpo.label_smoothing), (1e-6, 0.1, 0.0));
-    assert_eq!((dpo.loss_type[0].name.as_str(), dpo.discopop_tau, dpo.f_alpha_divergence_coef), ("sigmoid", 0.05, 0.5));
+    assert_eq!(
+        (dpo.loss_type[0].name.as_str(), dpo.discopop_tau, dpo.f_alpha_divergence_coef),
+        ("sigmoid", 0.05, 0.5)
+    );
 
     let ppo: PpoConfig = with_sets(&[]);
     assert_eq!((ppo.common.learning_rate, ppo.kl_coef, ppo.temperature), (3e-6, 0.05, 0.7));
@@ -78,7 +82,8 @@ fn defaults_are_trls() {
 fn later_wins_and_the_command_line_wins_over_the_file() {
     let text = "learning_rate = 1e-3\nseed = 1 # a comment\n";
     let config =
-        SftConfig::from_toml_and_sets(Some((Path::new("a.toml"), text)), &sets(&["seed=2", "seed=3"])).unwrap();
+        SftConfig::from_toml_and_sets(Some((Path::new("a.toml"), text)), &sets(&["seed=2", "seed=3"]))
+            .unwrap();
     assert_eq!((config.common.learning_rate, config.common.seed), (1e-3, 3));
 }
 
@@ -97,7 +102,10 @@ fn values_after_set_are_toml_or_bare_words() {
     assert_eq!((config.common.learning_rate, config.common.seed), (1.0, 1000));
     assert_eq!((config.common.precision, config.common.truncation), (Precision::Bf16, Truncation::Refuse));
     assert_eq!((config.common.max_length, config.common.shuffle_dataset), (None, false));
-    assert_eq!(config.loss_type.iter().map(|loss| loss.name.as_str()).collect::<Vec<_>>(), ["sigmoid", "sft"]);
+    assert_eq!(
+        config.loss_type.iter().map(|loss| loss.name.as_str()).collect::<Vec<_>>(),
+        ["sigmoid", "sft"]
+    );
     assert_eq!(config.loss_weights, Some(vec![1.0, 0.5]));
     let one: DpoConfig = with_sets(&["loss_type=ipo", "loss_weights=2"]);
     assert_eq!((one.loss_type.len(), one.loss_weights), (1, Some(vec![2.0])));
@@ -121,8 +129,14 @@ fn a_bad_value_names_place_key_value_limit_and_reason() {
     refuses::<SftConfig>(&["max_steps=1.5"], "--set: max_steps = 1.5, expected an integer");
     refuses::<SftConfig>(&["learning_rate=fast"], "--set: learning_rate = \"fast\", expected a number");
     refuses::<SftConfig>(&["learning_rate=nan"], "--set: learning_rate = nan, expected a finite number");
-    refuses::<SftConfig>(&["max_length=1e3"], "--set: max_length = 1000.0, expected an integer, 0 or more or \"none\"");
-    refuses::<SftConfig>(&["shuffle_dataset=yes"], "--set: shuffle_dataset = \"yes\", expected true or false");
+    refuses::<SftConfig>(
+        &["max_length=1e3"],
+        "--set: max_length = 1000.0, expected an integer, 0 or more or \"none\"",
+    );
+    refuses::<SftConfig>(
+        &["shuffle_dataset=yes"],
+        "--set: shuffle_dataset = \"yes\", expected true or false",
+    );
     refuses::<SftConfig>(
         &["precision=bf61"],
         "--set: precision = \"bf61\", expected one of \"auto\" | \"f32\" | \"bf16\" (did you mean \"bf16\"?)",
@@ -150,24 +164,40 @@ fn a_bad_file_names_its_line() {
         "run.toml, line 2: train = a table, expected a value: settings are flat: write them without table headers and \
          without dots",
     );
-    let error = DpoConfig::from_toml_and_sets(None, &sets(&["loss_type=[sigmoid, sft]"])).unwrap_err().to_string();
+    let error =
+        DpoConfig::from_toml_and_sets(None, &sets(&["loss_type=[sigmoid, sft]"])).unwrap_err().to_string();
     assert!(error.contains("words inside a list need quotes") && error.contains("loss_type=a,b"), "{error}");
 }
 
 #[test]
 fn an_unknown_key_gets_advice() {
-    let unknown = |key: &str, stage: &str, advice: &str| format!("--set: unknown setting {key:?} of stage {stage}{advice}");
-    refuses::<SftConfig>(&["lerning_rate=1"], &unknown("lerning_rate", "sft", ", did you mean learning_rate?"));
+    let unknown = |key: &str, stage: &str, advice: &str| {
+        format!("--set: unknown setting {key:?} of stage {stage}{advice}")
+    };
+    refuses::<SftConfig>(
+        &["lerning_rate=1"],
+        &unknown("lerning_rate", "sft", ", did you mean learning_rate?"),
+    );
     refuses::<PpoConfig>(&["cliprnage=1"], &unknown("cliprnage", "ppo", ", did you mean cliprange?"));
     refuses::<SftConfig>(&["beta=1"], &unknown("beta", "sft", ": it belongs to stage dpo"));
     refuses::<DpoConfig>(&["bf16=true"], &unknown("bf16", "dpo", ": write precision = \"bf16\" or \"f32\""));
     refuses::<SftConfig>(
         &["packing=true"],
-        &unknown("packing", "sft", ": batches are never padded, so there is nothing to pack, and rows never see each other"),
+        &unknown(
+            "packing",
+            "sft",
+            ": batches are never padded, so there is nothing to pack, and rows never see each other",
+        ),
     );
-    refuses::<PpoConfig>(&["adap_kl_ctrl=true"], &unknown("adap_kl_ctrl", "ppo", ": write kl_controller = \"adaptive\" or \"fixed\""));
+    refuses::<PpoConfig>(
+        &["adap_kl_ctrl=true"],
+        &unknown("adap_kl_ctrl", "ppo", ": write kl_controller = \"adaptive\" or \"fixed\""),
+    );
     refuses::<SftConfig>(&["zzz=1"], &unknown("zzz", "sft", "; `polity train sft --help` lists them"));
-    refuses_file::<SftConfig>("\nlerning_rate = 1\n", "run.toml, line 2: unknown setting \"lerning_rate\" of stage sft, did you mean learning_rate?");
+    refuses_file::<SftConfig>(
+        "\nlerning_rate = 1\n",
+        "run.toml, line 2: unknown setting \"lerning_rate\" of stage sft, did you mean learning_rate?",
+    );
 }
 
 #[test]
@@ -226,7 +256,11 @@ fn settings_that_contradict_each_other_are_refused() {
          treated alike; set stop_token = \"eos\"",
     );
     let error = PpoConfig::from_toml_and_sets(None, &sets(&["top_p=0.9"])).unwrap_err().to_string();
-    assert!(error.starts_with("--set: top_p = 0.9 cannot be used with PPO: ") && error.contains("allow_warped_sampling"), "{error}");
+    assert!(
+        error.starts_with("--set: top_p = 0.9 cannot be used with PPO: ")
+            && error.contains("allow_warped_sampling"),
+        "{error}"
+    );
     with_sets::<PpoConfig>(&["top_p=0.9", "allow_warped_sampling=true"]);
 }
 
@@ -249,7 +283,10 @@ fn a_setting_that_would_do_nothing_is_refused() {
     for pair in ["discopop_tau=0.1", "simpo_gamma=1", "cpo_alpha=2", "f_alpha_divergence_coef=0.7"] {
         assert!(DpoConfig::from_toml_and_sets(None, &sets(&[pair])).is_err(), "{pair}");
     }
-    assert!(DpoConfig::from_toml_and_sets(None, &sets(&["loss_type=simpo", "precompute_ref_log_probs=true"])).is_err());
+    assert!(
+        DpoConfig::from_toml_and_sets(None, &sets(&["loss_type=simpo", "precompute_ref_log_probs=true"]))
+            .is_err()
+    );
     // Its default may be said aloud: resolved.toml does.
     with_sets::<PpoConfig>(&["target=6.0", "target_kl=1"]);
 }
@@ -302,15 +339,28 @@ fn round_trip<C: Config>(pairs: &[&str]) {
 #[test]
 fn resolved_settings_read_back() {
     round_trip::<SftConfig>(&[]);
-    round_trip::<SftConfig>(&["completion_only_loss=true", "lr_scheduler_type=cosine_with_min_lr", "min_lr_rate=0.1"]);
+    round_trip::<SftConfig>(&[
+        "completion_only_loss=true",
+        "lr_scheduler_type=cosine_with_min_lr",
+        "min_lr_rate=0.1",
+    ]);
     round_trip::<RewardConfig>(&["center_rewards_coefficient=0.01", "head_init=scaled", "center_on=chosen"]);
     round_trip::<DpoConfig>(&[]);
     round_trip::<DpoConfig>(&["loss_type=sigmoid,bco_pair,sft", "loss_weights=0.8,0.2,1", "max_length=none"]);
-    round_trip::<DpoConfig>(&["f_divergence_type=alpha_divergence", "f_alpha_divergence_coef=0.7", "learning_rate=1e-7"]);
+    round_trip::<DpoConfig>(&[
+        "f_divergence_type=alpha_divergence",
+        "f_alpha_divergence_coef=0.7",
+        "learning_rate=1e-7",
+    ]);
     for preset in ["polity", "trl", "trl_classic"] {
         round_trip::<PpoConfig>(&[&format!("preset={preset}")]);
     }
-    round_trip::<PpoConfig>(&["missing_eos_penalty=1", "ratio_threshold=none", "kl_controller=adaptive", "target=3"]);
+    round_trip::<PpoConfig>(&[
+        "missing_eos_penalty=1",
+        "ratio_threshold=none",
+        "kl_controller=adaptive",
+        "target=3",
+    ]);
 }
 
 #[test]

@@ -4,7 +4,7 @@
 //! defaults of all of them at once, and what is set by name stands over the preset.
 
 use crate::config::{
-    BELOW_ONE, Choice, Config, Domain, NOT_NEGATIVE, Objection, POSITIVE, UNIT, choices, settings,
+    BELOW_ONE, Choice, Config, Domain, NOT_NEGATIVE, Objection, POSITIVE, Table, UNIT, choices, settings,
 };
 use crate::metrics::Stage;
 use crate::objectives::ObjectiveError;
@@ -332,23 +332,25 @@ impl PpoConfig {
 impl Config for PpoConfig {
     const STAGE: Stage = Stage::Ppo;
 
-    fn apply_preset(&mut self) {
-        match self.preset {
+    fn only_preset(&self) -> PpoConfig {
+        let mut config = PpoConfig { preset: self.preset, ..PpoConfig::initial() };
+        match config.preset {
             PpoPreset::Polity => {}
             PpoPreset::Trl => {
-                self.common.max_grad_norm = 0.0;
-                self.stop_token = StopToken::None;
-                self.score_placement = Choice::of("after_last");
-                self.ratio_threshold = None;
+                config.common.max_grad_norm = 0.0;
+                config.stop_token = StopToken::None;
+                config.score_placement = Choice::of("after_last");
+                config.ratio_threshold = None;
             }
             PpoPreset::TrlClassic => {
-                self.common.learning_rate = 1.41e-5;
-                self.common.lr_scheduler_type = Scheduler::Constant;
-                self.common.max_grad_norm = 0.0;
-                self.kl_controller = KlControllerKind::Adaptive;
-                self.temperature = 1.0;
+                config.common.learning_rate = 1.41e-5;
+                config.common.lr_scheduler_type = Scheduler::Constant;
+                config.common.max_grad_norm = 0.0;
+                config.kl_controller = KlControllerKind::Adaptive;
+                config.temperature = 1.0;
             }
         }
+        config
     }
 
     fn resolve(&mut self) {
