@@ -26,7 +26,7 @@ Surprises: hinge and sft cannot be combined with use_weighting (see refusals); l
 `reward`: RewardTrainer's loss from scalar scores, with margins and with center_rewards_coefficient; OpenRLHF's LogExpLoss equals the plain one.
 `sft`: SFTTrainer's loss from the chosen log-probs: nll and dft, over the batch's tokens and over a given num_items_in_batch.
 """
-import importlib.util
+import importlib
 import sys
 import types
 from collections import defaultdict

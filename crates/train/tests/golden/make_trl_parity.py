@@ -107,12 +107,11 @@ def run(name, rows, max_length, dtype=torch.float32):
             return result
 
         trainer.compute_loss = compute_loss
-        initial = {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
         trainer.train()
         logs = [entry for entry in trainer.state.log_history if "grad_norm" in entry]
         assert len(logs) == len(batches) == STEPS
         assert all(torch.is_floating_point(p) and p.dtype == dtype for p in trainer.model.parameters())
-        return trainer, batches, losses, logs, initial
+        return trainer, batches, losses, logs
 
 
 def sequences(batch):
@@ -140,8 +139,8 @@ def trained_tokens(batch):
 
 
 def record(name, rows, max_length, tokenised):
-    trainer, batches, losses, logs, _ = run(name, rows, max_length)
-    _, _, f64_losses, _, _ = run(name, rows, max_length, torch.float64)
+    trainer, batches, losses, logs = run(name, rows, max_length)
+    _, _, f64_losses, _ = run(name, rows, max_length, torch.float64)
     steps = [dict(rows=rows_of(name, batch, tokenised), tokens=int(batch["attention_mask"].sum()), trained_tokens=trained_tokens(batch), loss=loss,
                   grad_norm=log["grad_norm"], **{k: v for k, v in log.items() if not k.startswith(LOG_ONLY)})
              for batch, loss, log in zip(batches, losses, logs)]
