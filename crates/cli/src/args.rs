@@ -62,8 +62,9 @@ pub struct Global {
     /// No progress and no notes; warnings and errors stay
     #[arg(long, short, global = true)]
     pub quiet: bool,
-    /// When to use colour; NO_COLOR counts as never under auto
+    /// When to use colour: auto, always or never; NO_COLOR counts as never under auto
     #[arg(long, global = true, value_enum, value_name = "WHEN", default_value_t = ColorChoice::Auto)]
+    #[arg(hide_possible_values = true)]
     pub color: ColorChoice,
 }
 
@@ -107,10 +108,12 @@ All rows are read and checked first. The same seed, row and sample give the same
 number of threads.")]
     #[command(after_long_help = "\
 Examples:
-  polity generate --model runs/sft/model --input prompts.jsonl --output responses.jsonl
-  echo '{\"prompt\": \"Once upon a time\"}' | polity generate --model M --input - --set temperature=0
-  polity generate --model M --input prompts.jsonl --set n=4 --set temperature=0.7 --set top_p=0.9
-  polity generate --model M --input prompts.jsonl --set 'stop=[\"\\n\\nHuman:\"]' | jq -r .text")]
+  polity generate --model M --input prompts.jsonl --output responses.jsonl
+  polity generate --model M --input prompts.jsonl --set n=4 --set top_p=0.9
+  polity generate --model M --input prompts.jsonl \\
+      --set 'stop=[\"\\n\\nHuman:\"]' | jq -r .text
+  echo '{\"prompt\": \"Once upon a time\"}' |
+      polity generate --model M --input - --set temperature=0")]
     Generate(GenerateArgs),
 
     /// Log-prob and entropy of each token of given completions
@@ -123,8 +126,10 @@ A plain-text completion gets the tokenizer's EOS appended if it lacks it; ids ar
     #[command(after_long_help = "\
 Examples:
   polity logprobs --model M --input rows.jsonl --output logprobs.jsonl
-  echo '{\"prompt\": \"Two and two is\", \"completion\": \" four.\"}' | polity logprobs --model M --input -
-  echo '{\"prompt_ids\": [1], \"completion_ids\": [403, 407]}' | polity logprobs --model M --input -")]
+  echo '{\"prompt\": \"Two and two is\", \"completion\": \" four.\"}' |
+      polity logprobs --model M --input -
+  echo '{\"prompt_ids\": [1], \"completion_ids\": [403, 407]}' |
+      polity logprobs --model M --input -")]
     Logprobs(MeasureArgs),
 
     /// Rewards of given completions
@@ -134,7 +139,8 @@ has `index` and `score`.")]
     #[command(after_long_help = "\
 Examples:
   polity score --model runs/reward/model --input rows.jsonl
-  polity score --model runs/reward/model --input rows.jsonl | jq -s 'map(.score) | add / length'")]
+  polity score --model runs/reward/model --input rows.jsonl |
+      jq -s 'map(.score) | add / length'")]
     Score(MeasureArgs),
 
     /// Talk with a model
@@ -147,7 +153,7 @@ line, one answer each; with --json an answer is a line of JSON.")]
     #[command(after_long_help = "\
 Examples:
   polity chat runs/ppo/model
-  polity chat runs/ppo/model --system 'Answer in one sentence.' --set temperature=0.7
+  polity chat runs/ppo/model --system 'Be brief.' --set temperature=0.7
   echo 'What is the capital of France?' | polity chat runs/ppo/model --json")]
     Chat(ChatArgs),
 
@@ -202,6 +208,9 @@ pub struct DemoArgs {
     /// Turn the KL leash off and watch the policy over-optimise the reward model
     #[arg(long)]
     pub over_optimise: bool,
+    /// A setting of one stage (base, sft, reward, ppo or dpo); repeat for more
+    #[arg(long = "set", value_name = "STAGE.KEY=VALUE", value_parser = parse_set)]
+    pub sets: Vec<(String, String)>,
 }
 
 /// Flags of `generate`.
@@ -267,7 +276,8 @@ Examples:
 Examples:
   polity bench generate
   polity bench generate --shape smol135m --batches 1,8 --new-tokens 64
-  polity bench generate --model M | jq '.batches[] | [.responses, .tokens_per_s]'")]
+  polity bench generate --model M |
+      jq '.batches[] | [.responses, .tokens_per_s]'")]
     Generate(BenchGenerateArgs),
 }
 
@@ -359,6 +369,9 @@ Examples:
     Dpo(TrainArgs),
 
     /// Proximal policy optimisation against a reward model, under a KL leash
+    #[command(override_usage = "\
+polity train ppo [OPTIONS] --model <DIR> --reward-model <DIR>
+                        --data <FILE> --out <DIR>")]
     #[command(after_long_help = "\
 Examples:
   polity train ppo --model runs/sft/model --reward-model runs/reward/model \\
@@ -514,6 +527,9 @@ mod tests {
                     false => {
                         let help = verb.get_after_long_help().map(ToString::to_string).unwrap_or_default();
                         assert!(help.contains("Examples:\n  polity "), "{} has no examples", verb.get_name());
+                        let examples = &help[help.find("Examples:").expect("just found")..];
+                        let long = examples.lines().find(|line| line.chars().count() > 80);
+                        assert_eq!(long, None, "would be wrapped");
                     }
                 }
             }

@@ -70,52 +70,58 @@ const fn key(
 }
 
 const KEYS: &[Key] = &[
-    key("precision", "auto", "auto, f32 or bf16", "arithmetic of the matrix products", ALL),
+    key("precision", "auto", "auto, f32 or bf16", "Arithmetic of the matrix products.", ALL),
     key(
         "temperature",
         "1",
         "a number, at least 0",
-        "divides the logits; 0 takes the likeliest token (and is not for log-probs)",
+        "Divides the logits; 0 takes the likeliest token (not for log-probs).",
         TOKENS,
     ),
-    key("top_k", "0", "an integer, at least 0", "only the k likeliest tokens; 0: all", SAMPLING),
+    key("top_k", "0", "an integer, at least 0", "Only the k likeliest tokens. 0: all.", SAMPLING),
     key(
         "top_p",
         "1",
         "a number above 0, at most 1",
-        "only the likeliest tokens that reach this probability",
+        "Only the likeliest tokens that together reach this probability.",
         SAMPLING,
     ),
-    key("min_p", "0", "a number from 0 to 1", "only tokens this times as likely as the likeliest", SAMPLING),
+    key(
+        "min_p",
+        "0",
+        "a number from 0 to 1",
+        "Only tokens at least this times as likely as the likeliest.",
+        SAMPLING,
+    ),
     key(
         "repetition_penalty",
         "1",
         "a number above 0",
-        "above 1: tokens already seen become unlikelier",
+        "Above 1: tokens already seen become unlikelier.",
         SAMPLING,
     ),
-    key("max_new_tokens", "256", "an integer, at least 1", "longest response", SAMPLING),
-    key("min_new_tokens", "0", "an integer, at least 0", "no stop token before this many", SAMPLING),
+    key("max_new_tokens", "256", "an integer, at least 1", "Longest response.", SAMPLING),
+    key("min_new_tokens", "0", "an integer, at least 0", "No stop token before this many.", SAMPLING),
     key(
         "seed",
         "42",
         "an integer, at least 0",
-        "the same seed, row and sample give the same response",
+        "The same seed, row and sample give the same response.",
         SAMPLING,
     ),
-    key("n", "1", "an integer, at least 1", "responses to each row", &[Uses::Generate]),
+    key("n", "1", "an integer, at least 1", "Responses to each row.", &[Uses::Generate]),
     key(
         "stop",
         "[]",
         "a text, or a list of texts such as [\"\\n\", \"User:\"]",
-        "texts that end a response and are left out of `text`",
+        "Texts that end a response and are left out of `text`.",
         SAMPLING,
     ),
     key(
         "stop_token_ids",
         "the model's EOS",
         "token ids such as 2 or [2, 13]; [] for none",
-        "tokens that end a response",
+        "Tokens that end a response.",
         SAMPLING,
     ),
 ];
@@ -198,7 +204,9 @@ impl Settings {
         for (name, text) in sets {
             let key = KEYS.iter().find(|key| key.name == name && key.uses.contains(&uses));
             let key = key.ok_or_else(|| unknown(uses, name))?;
-            let text = text.trim();
+            // White space may be what a stop text is about.
+            let bare = text.trim();
+            let text = if key.name == "stop" && !bare.starts_with(['[', '"', '\'']) { text } else { bare };
             if !self.assign(key.name, text) {
                 return Err(CommandError::bad_input(format!(
                     "--set: {name} = {}, expected {}",
@@ -354,14 +362,15 @@ fn toml_value(text: &str) -> Option<toml::Value> {
     serde::Deserialize::deserialize(toml::de::ValueDeserializer::parse(text).ok()?).ok()
 }
 
-/// The list for `--help`.
+/// The list for `--help`, in the form of the training settings'.
 pub fn help(uses: Uses) -> String {
-    let mut text = String::from("Settings:\n");
+    let mut text = String::from("Settings (with --set):\n");
     for key in KEYS.iter().filter(|key| key.uses.contains(&uses)) {
-        let _ = writeln!(text, "  {:<20}{} [default: {}]", key.name, key.doc, key.default);
+        let _ = writeln!(text, "  {} = {}   [{}]", key.name, key.default, key.expected);
+        let _ = writeln!(text, "      {}", key.doc);
     }
     if SAMPLING.contains(&uses) {
-        text += "  Where the model's generation_config.json has a value, that is the default.\n";
+        text += "Where the model's generation_config.json has a value, that is the default.\n";
     }
     text
 }
@@ -424,6 +433,8 @@ mod tests {
         assert_eq!(generate("seed", "9").seed, 9);
         assert_eq!(generate("n", "4").samples, 4);
         assert_eq!(generate("stop", "a, b").sampler.stop_strings, ["a, b"]);
+        assert_eq!(generate("stop", " a ").sampler.stop_strings, [" a "]);
+        assert_eq!(generate("stop", " ['a']").sampler.stop_strings, ["a"]);
         assert_eq!(generate("stop", r#""\n\nHuman:""#).sampler.stop_strings, ["\n\nHuman:"]);
         assert_eq!(generate("stop", r#"["a", 'b']"#).sampler.stop_strings, ["a", "b"]);
         assert_eq!(generate("stop_token_ids", "[3, 4]").sampler.stop_token_ids, [3, 4]);

@@ -1,0 +1,11 @@
+//! The built binary, as a person or a script sees it: arguments in, streams and exit code out.
+//!
+//! Models and data are read in place from `../shared` beside the workspace; bad ones are made in temporary
+//! directories.
+
+mod bad_input;
+mod chat;
+mod generate;
+mod measure;
+mod support;
+mod talk;
