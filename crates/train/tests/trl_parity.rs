@@ -150,6 +150,7 @@ fn sft_is_trl() {
 fn reward_is_trl() {
     let (cpu, golden) = (Cpu::new(2), Golden::read());
     let mut model = stories().with_scalar_head(0, ScalarInit::InitializerRange).unwrap();
+    model.config.positions_max = 4096;
     let spec = model.layout.specs[model.layout.head].clone();
     model.params.write_rows(&spec, 0, &golden.score_weight);
     let config: RewardConfig = config(&[]);
