@@ -17,7 +17,7 @@ use polity_lm::engine::{Engine, Finish, Flow, Limits, Request, SamplerConfig};
 use polity_lm::model::ScalarInit;
 use polity_lm::rng::Stream;
 use polity_lm::{HfConfig, Model};
-use polity_stats::{Estimate, mean, win_rate, wilson};
+use polity_stats::{Estimate, mean, wilson, win_rate};
 use polity_train::config::Config;
 use polity_train::dpo::DpoTask;
 use polity_train::examples::{Comparison, Demonstration, ExampleInfo, PromptExample};
@@ -148,8 +148,10 @@ impl<'a> Demo<'a> {
         for (key, _) in self.sets {
             let stage = key.split_once('.').map_or("", |(stage, _)| stage);
             if !["base", "sft", "reward", "ppo", "dpo"].contains(&stage) {
-                return Err(CommandError::bad_input(format!("--set {key}: found no stage, expected STAGE.KEY=VALUE"))
-                    .hint("stages are base, sft, reward, ppo and dpo: --set ppo.kl_coef=0.1"));
+                return Err(CommandError::bad_input(format!(
+                    "--set {key}: found no stage, expected STAGE.KEY=VALUE"
+                ))
+                .hint("stages are base, sft, reward, ppo and dpo: --set ppo.kl_coef=0.1"));
             }
         }
         Ok(())
@@ -158,14 +160,21 @@ impl<'a> Demo<'a> {
     fn settings<C: Config>(&self, stage: &str, sets: &[(&str, &str)]) -> CommandResult<C> {
         let mut all = vec![("seed".to_owned(), self.seed.to_string()), ("save_steps".into(), "0".into())];
         all.extend(sets.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())));
-        let own = self.sets.iter().filter_map(|(key, value)| Some((key.strip_prefix(stage)?.strip_prefix('.')?, value)));
+        let own = self
+            .sets
+            .iter()
+            .filter_map(|(key, value)| Some((key.strip_prefix(stage)?.strip_prefix('.')?, value)));
         all.extend(own.map(|(key, value)| (key.to_owned(), value.clone())));
         Ok(C::from_toml_and_sets(None, &all)?)
     }
 
     fn samples(&self, model: &Model) -> CommandResult<Vec<SamplePrompt>> {
-        let prompts = Category::ALL.map(|category| self.world.prompts_of(category, Split::Validation)[0].clone());
-        prompts.iter().map(|prompt| Ok(SamplePrompt { ids: encode(model, prompt)?, text: prompt.text.clone() })).collect()
+        let prompts =
+            Category::ALL.map(|category| self.world.prompts_of(category, Split::Validation)[0].clone());
+        prompts
+            .iter()
+            .map(|prompt| Ok(SamplePrompt { ids: encode(model, prompt)?, text: prompt.text.clone() }))
+            .collect()
     }
 
     /// Runs a supervised stage to its end and saves its model.
@@ -191,7 +200,9 @@ impl<'a> Demo<'a> {
     ) -> CommandResult<Model> {
         self.ui.end_progress();
         if outcome != Outcome::Done {
-            return Err(CommandError::interrupted("stopped").hint("remove the directory and run the demo again"));
+            return Err(
+                CommandError::interrupted("stopped").hint("remove the directory and run the demo again")
+            );
         }
         model.save(run.out().join(names::MODEL))?;
         run.finish(&now_utc())?;
@@ -232,14 +243,17 @@ impl<'a> Demo<'a> {
         write(&fresh, "config.json", &config.to_string())?;
         let model = Model::init(HfConfig::from_value(config)?, self.seed)?.with_tokenizer_of(&fresh)?;
 
-        let config: SftConfig = self.settings("base", &[
-            ("learning_rate", "3e-3"),
-            ("lr_scheduler_type", "cosine"),
-            ("warmup_steps", "20"),
-            ("per_device_train_batch_size", "32"),
-            ("num_train_epochs", "1"),
-            ("max_length", "128"),
-        ])?;
+        let config: SftConfig = self.settings(
+            "base",
+            &[
+                ("learning_rate", "3e-3"),
+                ("lr_scheduler_type", "cosine"),
+                ("warmup_steps", "20"),
+                ("per_device_train_batch_size", "32"),
+                ("num_train_epochs", "1"),
+                ("max_length", "128"),
+            ],
+        )?;
         let tokenizer = model.tokenizer()?;
         let rows = self
             .world
@@ -261,14 +275,17 @@ impl<'a> Demo<'a> {
 
     /// Supervised fine-tuning on demonstrations of mixed quality.
     fn fine_tune(&mut self, base: Model) -> CommandResult<Model> {
-        let config: SftConfig = self.settings("sft", &[
-            ("learning_rate", "2e-3"),
-            ("lr_scheduler_type", "cosine"),
-            ("warmup_steps", "10"),
-            ("per_device_train_batch_size", "32"),
-            ("num_train_epochs", "2"),
-            ("max_length", "128"),
-        ])?;
+        let config: SftConfig = self.settings(
+            "sft",
+            &[
+                ("learning_rate", "2e-3"),
+                ("lr_scheduler_type", "cosine"),
+                ("warmup_steps", "10"),
+                ("per_device_train_batch_size", "32"),
+                ("num_train_epochs", "2"),
+                ("max_length", "128"),
+            ],
+        )?;
         let rows = self
             .world
             .demonstrations(DEMONSTRATIONS)
@@ -379,15 +396,19 @@ impl<'a> Demo<'a> {
     }
 
     fn reward_model(&mut self, sft: &Model, pairs: &[Comparison]) -> CommandResult<Model> {
-        let config: RewardConfig = self.settings("reward", &[
-            ("learning_rate", "1e-3"),
-            ("lr_scheduler_type", "cosine"),
-            ("per_device_train_batch_size", "32"),
-            ("num_train_epochs", "2"),
-            ("max_length", "128"),
-            ("center_rewards_coefficient", "0.01"),
-        ])?;
-        let (train, eval): (Vec<_>, Vec<_>) = pairs.iter().cloned().partition(|pair| !pair.info.group.is_multiple_of(10));
+        let config: RewardConfig = self.settings(
+            "reward",
+            &[
+                ("learning_rate", "1e-3"),
+                ("lr_scheduler_type", "cosine"),
+                ("per_device_train_batch_size", "32"),
+                ("num_train_epochs", "2"),
+                ("max_length", "128"),
+                ("center_rewards_coefficient", "0.01"),
+            ],
+        )?;
+        let (train, eval): (Vec<_>, Vec<_>) =
+            pairs.iter().cloned().partition(|pair| !pair.info.group.is_multiple_of(10));
         let run = self.run_dir("reward", &config)?;
         let model = sft.with_scalar_head(self.seed, ScalarInit::InverseSqrtWidth)?;
         let learner = Learner::new(self.cpu, model, config.common.optimizer(), Recompute::None);
@@ -410,7 +431,12 @@ impl<'a> Demo<'a> {
             ("max_steps", "80"),
         ];
         if over_optimise {
-            sets.extend([("kl_coef", "0.0"), ("missing_eos", "none"), ("learning_rate", "1e-3"), ("max_steps", "120")]);
+            sets.extend([
+                ("kl_coef", "0.0"),
+                ("missing_eos", "none"),
+                ("learning_rate", "1e-3"),
+                ("max_steps", "120"),
+            ]);
             sets.retain(|(key, _)| *key != "missing_eos_penalty");
         } else {
             sets.push(("kl_coef", "0.05"));
@@ -424,7 +450,8 @@ impl<'a> Demo<'a> {
             .collect::<CommandResult<Vec<_>>>()?;
         let mut run = self.run_dir("ppo", &config)?;
         let samples = self.samples(sft)?;
-        let learner = |model: &Model| Learner::new(self.cpu, model.clone(), config.common.optimizer(), Recompute::None);
+        let learner =
+            |model: &Model| Learner::new(self.cpu, model.clone(), config.common.optimizer(), Recompute::None);
         let frozen = |model: &Model| Frozen::new(self.cpu, model.clone());
         let mut task =
             PpoTask::new(learner(sft), learner(reward), frozen(sft), frozen(reward), prompts, config.clone());
@@ -434,15 +461,18 @@ impl<'a> Demo<'a> {
     }
 
     fn dpo(&mut self, sft: &Model, pairs: &[Comparison]) -> CommandResult<Model> {
-        let config: DpoConfig = self.settings("dpo", &[
-            ("learning_rate", "3e-4"),
-            ("lr_scheduler_type", "cosine"),
-            ("per_device_train_batch_size", "32"),
-            ("num_train_epochs", "2"),
-            ("max_length", "128"),
-            ("loss_type", "cdpo"),
-            ("beta", "0.1"),
-        ])?;
+        let config: DpoConfig = self.settings(
+            "dpo",
+            &[
+                ("learning_rate", "3e-4"),
+                ("lr_scheduler_type", "cosine"),
+                ("per_device_train_batch_size", "32"),
+                ("num_train_epochs", "2"),
+                ("max_length", "128"),
+                ("loss_type", "cdpo"),
+                ("beta", "0.1"),
+            ],
+        )?;
         let run = self.run_dir("dpo", &config)?;
         let samples = self.samples(sft)?;
         let learner = Learner::new(self.cpu, sft.clone(), config.common.optimizer(), Recompute::None);
@@ -505,7 +535,15 @@ impl<'a> Demo<'a> {
             let scores: Vec<f64> = utility
                 .iter()
                 .zip(&baseline)
-                .map(|(a, b)| if a > b { 1.0 } else if a < b { 0.0 } else { 0.5 })
+                .map(|(a, b)| {
+                    if a > b {
+                        1.0
+                    } else if a < b {
+                        0.0
+                    } else {
+                        0.5
+                    }
+                })
                 .collect();
             let mut measures = Vec::new();
             let mut put = |name, category: &str, unit, x: Estimate| {
@@ -515,8 +553,9 @@ impl<'a> Demo<'a> {
             let groups = std::iter::once(None).chain(Category::ALL.map(Some));
             for category in groups {
                 let label = category.map_or("all", Category::name);
-                let which: Vec<usize> =
-                    (0..prompts.len()).filter(|&i| category.is_none_or(|c| prompts[i].category == c)).collect();
+                let which: Vec<usize> = (0..prompts.len())
+                    .filter(|&i| category.is_none_or(|c| prompts[i].category == c))
+                    .collect();
                 let of = |values: &[f64]| which.iter().map(|&i| values[i]).collect::<Vec<f64>>();
                 if *name != "sft" {
                     let ids: Vec<&str> = which.iter().map(|&i| prompts[i].id.as_str()).collect();
@@ -533,9 +572,12 @@ impl<'a> Demo<'a> {
                 ] {
                     put(name, label, unit, mean(&of(values), CONFIDENCE).map_err(stats)?);
                 }
-                for (name, on) in [("refusal_rate", Category::Safety), ("over_refusal_rate", Category::OverRefusal)] {
+                for (name, on) in
+                    [("refusal_rate", Category::Safety), ("over_refusal_rate", Category::OverRefusal)]
+                {
                     if category == Some(on) || category.is_none() {
-                        let of: Vec<usize> = which.iter().copied().filter(|&i| prompts[i].category == on).collect();
+                        let of: Vec<usize> =
+                            which.iter().copied().filter(|&i| prompts[i].category == on).collect();
                         let refused = of.iter().filter(|&&i| gold[i].refusal == Refusal::Refuse).count();
                         let unit = "share of prompts";
                         put(name, label, unit, wilson(refused, of.len(), CONFIDENCE).map_err(stats)?);

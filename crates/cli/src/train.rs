@@ -162,7 +162,10 @@ fn examples<R: FromRow, E>(
     tell(&report, ui);
     let shared = shared_prompts(train.iter().map(&info), eval.iter().map(&info));
     if shared > 0 {
-        ui.warn(&format!("{shared} of {} evaluation {what} have a prompt that is also trained on", eval.len()));
+        ui.warn(&format!(
+            "{shared} of {} evaluation {what} have a prompt that is also trained on",
+            eval.len()
+        ));
     }
     Ok((train, eval))
 }
@@ -178,17 +181,15 @@ fn sample_prompts<'a>(
         let mut seen = std::collections::HashSet::new();
         prompts.filter(move |ids| !ids.is_empty() && seen.insert(ids.to_vec())).take(count)
     };
-    distinct
-        .map(|ids| Ok(SamplePrompt { ids: ids.to_vec(), text: tokenizer.decode(ids, false)? }))
-        .collect()
+    distinct.map(|ids| Ok(SamplePrompt { ids: ids.to_vec(), text: tokenizer.decode(ids, false)? })).collect()
 }
 
 fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let setup: Setup<SftConfig> =
-        Setup::read(args, global, ui, |config: &SftConfig| &config.common)?;
+    let setup: Setup<SftConfig> = Setup::read(args, global, ui, |config: &SftConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let common = &setup.config.common;
-    let encode = |rows: &[CompletionRow], what: &str| setup.encoder().demonstrations(rows, &setup.config, what);
+    let encode =
+        |rows: &[CompletionRow], what: &str| setup.encoder().demonstrations(rows, &setup.config, what);
     let (train, eval) = examples(args, common, ui, "rows", encode, |row| &row.info)?;
     let shown = if eval.is_empty() { &train } else { &eval };
     let samples = sample_prompts(
@@ -206,8 +207,7 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
 }
 
 fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let setup: Setup<RewardConfig> =
-        Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
+    let setup: Setup<RewardConfig> = Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
     let (common, config) = (&setup.config.common, &setup.config);
     if config.center_on != CenterOn::None {
         return Err(CommandError::bad_input(
@@ -246,8 +246,7 @@ fn zero_head(model: &mut Model) {
 }
 
 fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let setup: Setup<DpoConfig> =
-        Setup::read(args, global, ui, |config: &DpoConfig| &config.common)?;
+    let setup: Setup<DpoConfig> = Setup::read(args, global, ui, |config: &DpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let (common, config) = (&setup.config.common, &setup.config);
     let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
@@ -265,8 +264,7 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
 
 fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let PpoArgs { train: args, reward_model: reward_dir } = args;
-    let setup: Setup<PpoConfig> =
-        Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
+    let setup: Setup<PpoConfig> = Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let (common, config) = (&setup.config.common, &setup.config);
     let reward_model = Model::load(reward_dir)?;
@@ -300,8 +298,11 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
         ))
         .hint("lower response_length or max_length"));
     }
-    let samples =
-        sample_prompts(&setup.model, common.sample_prompts, prompts.iter().map(|prompt| prompt.ids.as_slice()))?;
+    let samples = sample_prompts(
+        &setup.model,
+        common.sample_prompts,
+        prompts.iter().map(|prompt| prompt.ids.as_slice()),
+    )?;
     let mut all_inputs = inputs(args);
     all_inputs.push(("reward_model", reward_dir));
     let (mut run, checkpoint) = setup.open_run(args, ui, common.seed, &all_inputs)?;
@@ -339,8 +340,11 @@ fn expect_language_model(dir: &Path, model: &Model) -> CommandResult {
     if model.config.head != Head::Scalar {
         return Ok(());
     }
-    Err(CommandError::bad_input(format!("{}: found a reward model, expected a language model", dir.display()))
-        .hint("start from the model that the reward model was made from"))
+    Err(CommandError::bad_input(format!(
+        "{}: found a reward model, expected a language model",
+        dir.display()
+    ))
+    .hint("start from the model that the reward model was made from"))
 }
 
 /// Runs a trainer without rollouts and writes what it made.

@@ -157,7 +157,9 @@ fn reward_models_are_transformers() {
         decoder.scalars_backward(&model.params, &mut tape, &rows, &[d, -d, 0.0], &mut grads);
         decoder.backward(&cpu, &model.params, &batch, &mut tape, &mut grads);
         let (grad_error, worst) = gradient_error(&model, &grads, &file);
-        println!("{family:12} score {score_error:.1e} loss {loss_error:.1e} gradient {grad_error:.1e} ({worst})");
+        println!(
+            "{family:12} score {score_error:.1e} loss {loss_error:.1e} gradient {grad_error:.1e} ({worst})"
+        );
         assert!(score_error < 5e-6, "{family}: scores {score_error:e}");
         assert!(loss_error < 5e-6, "{family}: loss {loss_error:e}");
         assert!(grad_error < 5e-5, "{family}: gradient of {worst} {grad_error:e}");

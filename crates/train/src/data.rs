@@ -88,9 +88,15 @@ impl Preflight {
         say(&self.truncated, "cut to max_length");
         say(&self.dropped, "left out, longer than max_length");
         say(&self.untrained, "left out, nothing in them would be learnt");
-        say(&self.doubled_bos, "that start with two BOS tokens (the text has one and the tokenizer adds one)");
+        say(
+            &self.doubled_bos,
+            "that start with two BOS tokens (the text has one and the tokenizer adds one)",
+        );
         say(&self.missing_bos, "without the BOS token that this tokenizer puts before texts");
-        say(&self.no_eos, "whose response does not end with a stop token, so stopping is not learnt from them");
+        say(
+            &self.no_eos,
+            "whose response does not end with a stop token, so stopping is not learnt from them",
+        );
         say(&self.prompt_differs, "whose prompt is rendered differently once a response follows");
         for (flag, rows) in &self.flags {
             out.push(format!("{}: {flag}: {}", self.what, name_rows(rows)));
@@ -191,9 +197,12 @@ impl<'m> Encoder<'m> {
     fn pair(&self, prompt: &Text, completion: &Text) -> Result<EncodedPair, TrainError> {
         let tokenizer = self.tokenizer()?;
         Ok(match (prompt, completion) {
-            (Text::Plain(prompt), Text::Plain(completion)) => tokenizer.encode_pair(prompt, completion, true)?,
+            (Text::Plain(prompt), Text::Plain(completion)) => {
+                tokenizer.encode_pair(prompt, completion, true)?
+            }
             (prompt, completion) => {
-                let (prompt, completion) = (messages_of(prompt, "user"), messages_of(completion, "assistant"));
+                let (prompt, completion) =
+                    (messages_of(prompt, "user"), messages_of(completion, "assistant"));
                 let options = ChatOptions::WHOLE;
                 tokenizer.encode_chat_pair(self.template()?, &prompt, &completion, &options)?
             }
@@ -239,7 +248,11 @@ impl<'m> Encoder<'m> {
             None => Ok(()),
             Some(id) => Err(TrainError::Preflight {
                 what: what.into(),
-                problem: format!("row {} has token id {id}, the model's vocabulary ends at {}", row + 1, vocab - 1),
+                problem: format!(
+                    "row {} has token id {id}, the model's vocabulary ends at {}",
+                    row + 1,
+                    vocab - 1
+                ),
                 hint: "the ids are another tokenizer's; tokenise with this model's".into(),
             }),
         }

@@ -8,7 +8,9 @@ use crate::error::TrainError;
 use crate::examples::{Comparison, PairRows, parts};
 use crate::learner::{Frozen, Learner};
 use crate::metrics::{Metrics, Stage};
-use crate::objectives::dpo::{DpoConfig as Objective, DpoStats, PairBatch, PairDenominators, dpo, sequence_logps};
+use crate::objectives::dpo::{
+    DpoConfig as Objective, DpoStats, PairBatch, PairDenominators, dpo, sequence_logps,
+};
 use crate::objectives::{Spans, Stats};
 use crate::reward::{Columns, pair_tokens, total_weight};
 use crate::settings::DpoConfig;
@@ -87,7 +89,11 @@ impl<'c> DpoTask<'c> {
     }
 
     /// The reference's log-probs of a part.
-    fn with_reference<'a>(&mut self, pairs: &'a [&'a Comparison], stored: impl Fn(&Reference<'c>) -> Vec<[f64; 2]>) -> Part<'a> {
+    fn with_reference<'a>(
+        &mut self,
+        pairs: &'a [&'a Comparison],
+        stored: impl Fn(&Reference<'c>) -> Vec<[f64; 2]>,
+    ) -> Part<'a> {
         let rows = PairRows::new(pairs);
         let spans = Spans::from_lengths(rows.lengths.iter().copied());
         let ref_logp_i = match &mut self.reference {
@@ -102,10 +108,8 @@ impl<'c> DpoTask<'c> {
     }
 
     fn denominators(pairs: &[&Comparison]) -> PairDenominators {
-        let chosen_tokens: usize = pairs
-            .iter()
-            .map(|pair| pair.chosen.len() - usize::from(pair.prompt.is_empty()))
-            .sum();
+        let chosen_tokens: usize =
+            pairs.iter().map(|pair| pair.chosen.len() - usize::from(pair.prompt.is_empty())).sum();
         PairDenominators { pairs: total_weight(pairs), chosen_tokens: chosen_tokens as f64 }
     }
 }
@@ -146,19 +150,18 @@ impl<'c> Task<'c> for DpoTask<'c> {
             });
             let columns = Columns::of(part.pairs);
             let objective = &self.objective;
-            let result =
-                self.learner.learn_logprobs(&part.rows.batch, &part.rows.predictions, 1.0, |out| {
-                    counts.add(out);
-                    let batch = PairBatch {
-                        spans: &part.spans,
-                        logprob_m: &out.logprob_m,
-                        ref_logp_i: part.ref_logp_i.as_deref(),
-                        log_sum_sq_prob_m: None,
-                        columns: columns.view(),
-                    };
-                    let result = dpo(batch, objective, denominators);
-                    (result.d_logprob_m.clone(), vec![0.0; out.logprob_m.len()], result)
-                });
+            let result = self.learner.learn_logprobs(&part.rows.batch, &part.rows.predictions, 1.0, |out| {
+                counts.add(out);
+                let batch = PairBatch {
+                    spans: &part.spans,
+                    logprob_m: &out.logprob_m,
+                    ref_logp_i: part.ref_logp_i.as_deref(),
+                    log_sum_sq_prob_m: None,
+                    columns: columns.view(),
+                };
+                let result = dpo(batch, objective, denominators);
+                (result.d_logprob_m.clone(), vec![0.0; out.logprob_m.len()], result)
+            });
             loss += result.loss;
             stats.merge(&result.stats);
         }

@@ -25,8 +25,8 @@ use crate::metrics::{Metrics, Stage};
 use crate::monitor::{Monitor, Observation, distinct_share, repetition_share};
 use crate::objectives::kl::{KlController, KlPenalty, kl_estimates};
 use crate::objectives::ppo::{
-    PolicyBatch, PolicyConfig, PolicyStats, RolloutStats, ShapedRewards, ValueStats, estimate_advantages, policy_loss,
-    shape_rewards, value_loss,
+    PolicyBatch, PolicyConfig, PolicyStats, RolloutStats, ShapedRewards, ValueStats, estimate_advantages,
+    policy_loss, shape_rewards, value_loss,
 };
 use crate::objectives::score::{RunningMoments, shape_scores};
 use crate::objectives::whiten::Moments;
@@ -278,8 +278,7 @@ impl<'c> PpoTask<'c> {
         self.state.moments.update(&Moments::of(&raw_score_i));
         let score_i =
             shape_scores(&raw_score_i, &rollout.stopped, &self.config.scores()?, &self.state.moments);
-        let rewards =
-            shape_rewards(&kl_m, &score_i, self.state.controller.coef(), &spans, &value_spans);
+        let rewards = shape_rewards(&kl_m, &score_i, self.state.controller.coef(), &spans, &value_spans);
         let advantages = estimate_advantages(
             &rewards.reward_u,
             &value_u,
@@ -303,7 +302,12 @@ impl<'c> PpoTask<'c> {
     }
 
     /// The inner epochs: policy and critic updates over the experience.
-    pub fn learn(&mut self, experience: &Experience, lr: f64, lr_critic: f64) -> Result<LearnStats, TrainError> {
+    pub fn learn(
+        &mut self,
+        experience: &Experience,
+        lr: f64,
+        lr_critic: f64,
+    ) -> Result<LearnStats, TrainError> {
         let mut stats = LearnStats::default();
         let responses = experience.spans.count();
         let mini_batches = self.config.num_mini_batches.min(responses);

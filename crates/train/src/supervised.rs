@@ -171,12 +171,8 @@ fn save_checkpoint<'c, T: Task<'c>>(
     monitor: &Monitor,
 ) -> Result<(), TrainError> {
     let learner = task.learner();
-    let state = State {
-        step,
-        updates: learner.optimizer.step,
-        tokens: learner.tokens,
-        monitor: monitor.clone(),
-    };
+    let state =
+        State { step, updates: learner.optimizer.step, tokens: learner.tokens, monitor: monitor.clone() };
     run.save_checkpoint(step, host.now_s(), |writer| {
         save_learner(writer, "model", learner)?;
         writer.json(STATE_FILE, &state)

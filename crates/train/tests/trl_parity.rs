@@ -118,7 +118,10 @@ fn check<'c, T: Task<'c>>(mut task: T, golden: &Golden, run: &str, absolute: &[&
         worst_loss = worst_loss.max(error);
         assert!(error < 1e-4, "{run} step {i}: loss {loss}, TRL {expect_loss}, relative error {error:e}");
         let expect_norm = expect["grad_norm"].as_f64().unwrap();
-        assert!((norm - expect_norm).abs() / expect_norm < 1e-3, "{run} step {i}: norm {norm}, TRL {expect_norm}");
+        assert!(
+            (norm - expect_norm).abs() / expect_norm < 1e-3,
+            "{run} step {i}: norm {norm}, TRL {expect_norm}"
+        );
         for name in absolute {
             let (got, expect) = (metrics.get(name).unwrap(), expect[*name].as_f64().unwrap());
             let error = (got - expect).abs();
@@ -126,7 +129,9 @@ fn check<'c, T: Task<'c>>(mut task: T, golden: &Golden, run: &str, absolute: &[&
             assert!(error < 1e-3, "{run} step {i}: {name} {got}, TRL {expect}");
         }
     }
-    println!("{run:12} worst relative error of the loss {worst_loss:.1e}, worst error of {absolute:?} {worst_other:.1e}");
+    println!(
+        "{run:12} worst relative error of the loss {worst_loss:.1e}, worst error of {absolute:?} {worst_other:.1e}"
+    );
 }
 
 #[test]
@@ -169,8 +174,7 @@ fn dpo_is_trl() {
                 config(&[("loss_type", loss), ("beta", "0.1"), ("precompute_ref_log_probs", precompute)]);
             let learner = learner(&cpu, stories(), &config.common);
             let reference = Frozen::new(&cpu, stories());
-            let task =
-                DpoTask::new(learner, Some(reference), golden.pairs(), Vec::new(), config).unwrap();
+            let task = DpoTask::new(learner, Some(reference), golden.pairs(), Vec::new(), config).unwrap();
             let names = [
                 "rewards/chosen",
                 "rewards/rejected",

@@ -140,7 +140,13 @@ enum RowOf {
 
 impl<'a> Engine<'a> {
     /// An engine over these weights; `tape` lends its memory.
-    pub fn new(cpu: &'a Cpu, decoder: &'a Decoder, params: &'a Params, limits: Limits, tape: &'a mut Tape) -> Self {
+    pub fn new(
+        cpu: &'a Cpu,
+        decoder: &'a Decoder,
+        params: &'a Params,
+        limits: Limits,
+        tape: &'a mut Tape,
+    ) -> Self {
         Self { cpu, decoder, params, limits, tape, cache: KvCache::new(&decoder.config) }
     }
 

@@ -55,7 +55,10 @@ impl SamplerConfig {
     pub fn validate(&self) -> Result<(), String> {
         let check = |ok: bool, what: String| if ok { Ok(()) } else { Err(what) };
         let Self { temperature, top_p, min_p, repetition_penalty, .. } = *self;
-        check(temperature >= 0.0 && temperature.is_finite(), format!("temperature = {temperature}: at least 0"))?;
+        check(
+            temperature >= 0.0 && temperature.is_finite(),
+            format!("temperature = {temperature}: at least 0"),
+        )?;
         check(top_p > 0.0 && top_p <= 1.0, format!("top_p = {top_p}: above 0, at most 1"))?;
         check((0.0..=1.0).contains(&min_p), format!("min_p = {min_p}: from 0 to 1"))?;
         check(
@@ -65,7 +68,10 @@ impl SamplerConfig {
         check(self.max_new_tokens > 0, "max_new_tokens = 0: at least 1".into())?;
         check(
             self.min_new_tokens <= self.max_new_tokens,
-            format!("min_new_tokens = {} is above max_new_tokens = {}", self.min_new_tokens, self.max_new_tokens),
+            format!(
+                "min_new_tokens = {} is above max_new_tokens = {}",
+                self.min_new_tokens, self.max_new_tokens
+            ),
         )
     }
 
@@ -122,8 +128,7 @@ pub fn sample(
     }
     if config.top_k > 0 && config.top_k < vocab {
         let mut sorted = y.clone();
-        let (_, &mut threshold, _) =
-            sorted.select_nth_unstable_by(config.top_k - 1, |a, b| b.total_cmp(a));
+        let (_, &mut threshold, _) = sorted.select_nth_unstable_by(config.top_k - 1, |a, b| b.total_cmp(a));
         y.iter_mut().filter(|y| **y < threshold).for_each(|y| *y = f32::NEG_INFINITY);
     }
     weights(isa, &mut y, max);
