@@ -76,7 +76,9 @@ fn check(stage: &str, data: &Path, extra: &[&str], kill_after: usize, dir: &Path
         let mut args: Vec<String> = ["train", stage, "--model"].map(str::to_owned).to_vec();
         args.extend([model.display().to_string(), "--data".into(), data.display().to_string()]);
         args.extend(["--out".into(), out.display().to_string()]);
-        for set in ["max_steps=40", "save_steps=3", "save_total_limit=2", "learning_rate=1e-3", "max_length=64"] {
+        for set in
+            ["max_steps=40", "save_steps=3", "save_total_limit=2", "learning_rate=1e-3", "max_length=64"]
+        {
             args.extend(["--set".into(), set.into()]);
         }
         args.extend(extra.iter().map(|&arg| arg.to_owned()));
