@@ -92,7 +92,7 @@ Writes DIR/report.html and DIR/summary.json. Takes minutes on two cores and no d
 Examples:
   polity demo
   polity demo --dir /tmp/demo --seed 7
-  polity demo --over-optimise          no KL leash: proxy reward rises, gold falls, an alarm says so")]
+  polity demo --over-optimise          no KL leash: proxy up, gold down, alarms")]
     Demo(DemoArgs),
 
     /// Train a model: sft, reward, dpo or ppo

@@ -151,7 +151,6 @@ impl Host for TerminalHost {
 }
 
 /// A stopped run, as an error with the way to go on.
-#[allow(dead_code, reason = "the train verbs use it")]
 pub fn stopped(step: u64, command: &str) -> CommandError {
     CommandError::interrupted(format!("stopped after step {step}; a checkpoint was saved"))
         .hint(format!("go on with: {command} --resume"))

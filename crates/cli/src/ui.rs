@@ -92,11 +92,6 @@ impl Ui {
         self.inner.json
     }
 
-    /// Whether stderr is a terminal.
-    pub fn is_terminal(&self) -> bool {
-        self.inner.terminal
-    }
-
     /// Says something that is good to know.
     pub fn note(&self, text: &str) {
         if !self.silent() {

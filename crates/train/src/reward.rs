@@ -7,6 +7,8 @@
 //! with soft labels, weights and centring as options. The reward is the scalar head at the last token; the
 //! prompt is computed once for both responses.
 
+use polity_stats::{Binning, calibration_error, wilson};
+
 use crate::error::TrainError;
 use crate::examples::{Comparison, PairRows, parts};
 use crate::learner::Learner;
@@ -15,6 +17,11 @@ use crate::objectives::reward::{RewardStats, bradley_terry};
 use crate::objectives::{PairColumns, Stats};
 use crate::settings::RewardConfig;
 use crate::supervised::Task;
+
+/// Confidence of the accuracy's interval.
+const CONFIDENCE: f64 = 0.95;
+/// Bins of the calibration error, as its declaration says.
+const CALIBRATION_BINS: usize = 10;
 
 /// The learner, its data and its settings.
 pub struct RewardTask<'c> {
@@ -151,6 +158,29 @@ impl<'c> Task<'c> for RewardTask<'c> {
         let objective = bradley_terry(&rewards, columns.view(), self.center(), total_weight(&pairs));
         metrics.put_eval("loss", objective.loss);
         metrics.put_eval_stats(&objective.stats);
+        put_beside(&rewards, &pairs, metrics);
         Ok(())
+    }
+}
+
+/// What an accuracy must be read beside: its interval, "the longer one wins", and calibration.
+fn put_beside(rewards: &[f32], pairs: &[&Comparison], metrics: &mut Metrics) {
+    let margins: Vec<f64> =
+        rewards.chunks_exact(2).map(|pair| f64::from(pair[0]) - f64::from(pair[1])).collect();
+    let correct = margins.iter().filter(|&&margin| margin > 0.0).count();
+    if let Ok(interval) = wilson(correct, margins.len(), CONFIDENCE) {
+        metrics.put_eval("accuracy_low", interval.low);
+        metrics.put_eval("accuracy_high", interval.high);
+    }
+    let unequal: Vec<_> = pairs.iter().filter(|pair| pair.chosen.len() != pair.rejected.len()).collect();
+    if !unequal.is_empty() {
+        let longer = unequal.iter().filter(|pair| pair.chosen.len() > pair.rejected.len()).count();
+        metrics.put_eval("longer_wins", longer as f64 / unequal.len() as f64);
+    }
+    // How sure the model is of its own choice, and whether it is right.
+    let sure: Vec<f64> = margins.iter().map(|margin| 1.0 / (1.0 + (-margin.abs()).exp())).collect();
+    let right: Vec<f64> = margins.iter().map(|&margin| f64::from(u8::from(margin > 0.0))).collect();
+    if let Ok(error) = calibration_error(&sure, &right, Binning::EqualWidth(CALIBRATION_BINS)) {
+        metrics.put_eval("calibration_error", error);
     }
 }
