@@ -418,7 +418,7 @@ impl<'a> Demo<'a> {
 
     fn ppo(&mut self, sft: &Model, reward: &Model, over_optimise: bool) -> CommandResult<Model> {
         let mut sets = vec![
-            ("learning_rate", "3e-4"),
+            ("learning_rate", "1.5e-4"),
             ("critic_learning_rate", "1e-3"),
             ("lr_scheduler_type", "constant"),
             ("per_device_train_batch_size", "64"),
@@ -428,7 +428,7 @@ impl<'a> Demo<'a> {
             ("num_mini_batches", "2"),
             ("max_length", "128"),
             ("missing_eos_penalty", "1.0"),
-            ("max_steps", "80"),
+            ("max_steps", "120"),
         ];
         if over_optimise {
             sets.extend([
@@ -439,7 +439,7 @@ impl<'a> Demo<'a> {
             ]);
             sets.retain(|(key, _)| *key != "missing_eos_penalty");
         } else {
-            sets.push(("kl_coef", "0.05"));
+            sets.push(("kl_coef", "0.15"));
         }
         let config: PpoConfig = self.settings("ppo", &sets)?;
         let prompts = self
@@ -464,13 +464,13 @@ impl<'a> Demo<'a> {
         let config: DpoConfig = self.settings(
             "dpo",
             &[
-                ("learning_rate", "3e-4"),
+                ("learning_rate", "1e-4"),
                 ("lr_scheduler_type", "cosine"),
                 ("per_device_train_batch_size", "32"),
                 ("num_train_epochs", "2"),
                 ("max_length", "128"),
                 ("loss_type", "cdpo"),
-                ("beta", "0.1"),
+                ("beta", "0.5"),
             ],
         )?;
         let run = self.run_dir("dpo", &config)?;
