@@ -355,9 +355,11 @@ Examples:
     /// A reward model from comparisons (Bradley-Terry)
     #[command(after_long_help = "\
 Examples:
-  polity train reward --model runs/sft/model --data pairs.jsonl --out runs/reward
-  polity train reward --model runs/sft/model --data pairs.jsonl --eval-data held_out.jsonl \\
-      --out runs/reward --set center_rewards_coefficient=0.01")]
+  polity train reward --model runs/sft/model --data pairs.jsonl \\
+      --out runs/reward
+  polity train reward --model runs/sft/model --data pairs.jsonl \\
+      --eval-data held_out.jsonl --out runs/reward \\
+      --set center_rewards_coefficient=0.01")]
     Reward(TrainArgs),
 
     /// Direct preference optimisation and its relatives
@@ -377,7 +379,8 @@ Examples:
   polity train ppo --model runs/sft/model --reward-model runs/reward/model \\
       --data prompts.jsonl --out runs/ppo
   polity train ppo --model runs/sft/model --reward-model runs/reward/model \\
-      --data prompts.jsonl --out runs/ppo --set kl_coef=0.1 --set total_episodes=4096")]
+      --data prompts.jsonl --out runs/ppo \\
+      --set kl_coef=0.1 --set total_episodes=4096")]
     Ppo(PpoArgs),
 }
 

@@ -4,7 +4,7 @@
 //! either computed beside the policy's or once, before training; they are the same numbers, since a row does
 //! not know its batch.
 
-use crate::error::TrainError;
+use crate::error::{Origin, TrainError};
 use crate::examples::{Comparison, PairRows, parts};
 use crate::learner::{Frozen, Learner};
 use crate::metrics::{Metrics, Stage};
@@ -59,6 +59,15 @@ impl<'c> DpoTask<'c> {
         config: DpoConfig,
     ) -> Result<Self, TrainError> {
         let objective = config.objective()?;
+        if objective.use_weighting {
+            return Err(TrainError::Incompatible {
+                origin: Box::new(Origin::Unset),
+                setting: "use_weighting = true".into(),
+                with: "this version".into(),
+                reason: "the head does not give the sum of squared probabilities yet that it weighs by"
+                    .into(),
+            });
+        }
         for pairs in [&train, &eval] {
             let all: Vec<&Comparison> = pairs.iter().collect();
             objective.validate_columns(Columns::of(&all).view())?;
