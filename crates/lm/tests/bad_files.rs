@@ -726,6 +726,33 @@ fn a_directory_that_cannot_be_written_is_an_error() {
     assert!(error.to_string().contains("a path without a name"), "{error}");
 }
 
+/// A full disk leaves the last model and nothing else. By hand, as root:
+/// `cargo test -p polity-lm --test bad_files -- --ignored`.
+#[cfg(target_os = "linux")]
+#[test]
+#[ignore = "mounts a small file system, which needs root"]
+fn a_full_disk_leaves_the_last_model() {
+    let mount =
+        |args: &[&str]| std::process::Command::new(args[0]).args(&args[1..]).status().unwrap().success();
+    let root = tempfile::tempdir().unwrap();
+    let place = root.path().to_str().unwrap().to_owned();
+    assert!(mount(&["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", &place]), "mount as root");
+    let small = Model::load(shared(LLAMA)).unwrap();
+    let large = Model::load(shared("models/stories260k")).unwrap();
+    let out = root.path().join("m");
+    let first = small.save(&out);
+    let second = large.save(&out);
+    let left = (names(root.path()), Model::load(&out).map(|m| m.hash()));
+    let third = small.save(&out);
+    assert!(mount(&["umount", &place]));
+    first.unwrap();
+    let error = second.unwrap_err();
+    assert!(error.to_string().contains("cannot write: No space left"), "{error}");
+    assert!(error.hint().unwrap().contains("untouched"), "{error}");
+    assert_eq!((left.0, left.1.unwrap()), (vec!["m".to_owned()], small.hash()));
+    third.unwrap();
+}
+
 #[test]
 fn a_token_head_that_is_not_there() {
     let reward = Model::load(shared("golden/mistral/reward")).unwrap();

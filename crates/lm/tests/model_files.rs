@@ -159,6 +159,21 @@ fn a_scalar_head_on_every_family() {
     }
 }
 
+/// Transformers scores a padded batch only if it knows the padding, and reads a token early if that is also
+/// the end.
+#[test]
+fn a_reward_model_knows_its_padding() {
+    let model = Model::load(shared("models/stories260k")).unwrap();
+    assert!(model.hf.raw()["pad_token_id"].is_null());
+    let reward = model.with_scalar_head(1, ScalarInit::InitializerRange).unwrap();
+    assert_eq!(reward.hf.raw()["pad_token_id"], 0);
+
+    let mut model = model;
+    model.generation.eos = vec![2, 0];
+    let reward = model.with_scalar_head(1, ScalarInit::InitializerRange).unwrap();
+    assert!(reward.hf.raw()["pad_token_id"].is_null());
+}
+
 #[test]
 fn stories260k_has_its_tokenizer() {
     let model = Model::load(shared("models/stories260k")).unwrap();
