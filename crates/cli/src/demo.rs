@@ -45,13 +45,13 @@ const CONFIDENCE: f64 = 0.95;
 /// Longest answer, in tokens.
 const ANSWER_TOKENS: usize = 32;
 /// Documents to pretrain on.
-const DOCUMENTS: usize = 6000;
+const DOCUMENTS: usize = 16000;
 /// Demonstrations to imitate.
 const DEMONSTRATIONS: usize = 5000;
 /// Prompts that candidates are sampled for.
 const VOTED_PROMPTS: usize = 2500;
 /// Candidates of each of them; neighbours are compared.
-const CANDIDATES: usize = 4;
+const CANDIDATES: usize = 6;
 /// Held-out prompts that the models are compared on.
 const HOLDOUT_PROMPTS: usize = 750;
 
@@ -237,7 +237,7 @@ impl<'a> Demo<'a> {
             "hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 3, "num_attention_heads": 4,
             "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 128, "vocab_size": words.len(),
             "rms_norm_eps": 1e-5, "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-            "tie_word_embeddings": true, "initializer_range": 0.05, "attention_bias": false, "mlp_bias": false,
+            "tie_word_embeddings": true, "initializer_range": 0.1, "attention_bias": false, "mlp_bias": false,
             "bos_token_id": null, "eos_token_id": 2, "pad_token_id": 0, "dtype": "float32"
         });
         write(&fresh, "config.json", &config.to_string())?;
@@ -247,10 +247,11 @@ impl<'a> Demo<'a> {
             "base",
             &[
                 ("learning_rate", "3e-3"),
+                ("adam_beta2", "0.98"),
                 ("lr_scheduler_type", "cosine"),
                 ("warmup_steps", "20"),
-                ("per_device_train_batch_size", "32"),
-                ("num_train_epochs", "1"),
+                ("per_device_train_batch_size", "16"),
+                ("num_train_epochs", "2"),
                 ("max_length", "128"),
             ],
         )?;
@@ -279,9 +280,10 @@ impl<'a> Demo<'a> {
             "sft",
             &[
                 ("learning_rate", "2e-3"),
+                ("adam_beta2", "0.98"),
                 ("lr_scheduler_type", "cosine"),
                 ("warmup_steps", "10"),
-                ("per_device_train_batch_size", "32"),
+                ("per_device_train_batch_size", "16"),
                 ("num_train_epochs", "2"),
                 ("max_length", "128"),
             ],
