@@ -538,6 +538,25 @@ impl Decoder {
         logprob::forward(cpu, rows, &tokens, head, &mut work.head)
     }
 
+    /// `ln sum_v p_v^2` of the distributions that the predictions are made from, at this temperature.
+    ///
+    /// # Panics
+    ///
+    /// As [`Decoder::logprobs`].
+    pub fn log_sum_sq_probs(
+        &self,
+        cpu: &Cpu,
+        params: &Params,
+        tape: &mut Tape,
+        predictions: &[Prediction],
+        temperature: f32,
+    ) -> Vec<f32> {
+        let (head, m, c) = (self.head(params, temperature), predictions.len(), self.config.width);
+        let Tape { hidden, work, .. } = tape;
+        gather_rows(&mut work.rows, hidden, predictions.iter().map(|p| p.row), c);
+        logprob::log_sum_sq(cpu, &work.rows[..m * c], m, head, &mut work.head)
+    }
+
     /// Adds the gradient of the predictions' log-probs and entropies into `d_hidden` and `grads`.
     ///
     /// # Panics

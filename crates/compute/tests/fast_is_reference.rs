@@ -291,6 +291,13 @@ fn logprobs() {
                     eye[i / LANES * LANES * v + i * LANES + i % LANES] = 1.0;
                 }
                 let logits = LogitParams { softcap, temperature };
+                let expect = ops::logprob::log_sum_sq(&z, softcap, temperature);
+                for cpu in cpus() {
+                    let head = HeadRef { w: &eye, vocab: v, width: v, logits };
+                    let fast = cpu::logprob::log_sum_sq(&cpu, &z, 1, head, &mut Default::default())[0];
+                    // Measured 5e-7.
+                    assert!((f64::from(fast) - expect).abs() < 3e-6, "{fast} {expect}");
+                }
                 for (d_logprob, d_entropy) in [(1.0, 0.0), (0.3, -0.7)] {
                     let mut d_z = vec![0.0; v];
                     ops::logprob::row_backward(

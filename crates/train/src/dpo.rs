@@ -4,7 +4,7 @@
 //! either computed beside the policy's or once, before training; they are the same numbers, since a row does
 //! not know its batch.
 
-use crate::error::{Origin, TrainError};
+use crate::error::TrainError;
 use crate::examples::{Comparison, PairRows, parts};
 use crate::learner::{Frozen, Learner};
 use crate::metrics::{Metrics, Stage};
@@ -59,15 +59,6 @@ impl<'c> DpoTask<'c> {
         config: DpoConfig,
     ) -> Result<Self, TrainError> {
         let objective = config.objective()?;
-        if objective.use_weighting {
-            return Err(TrainError::Incompatible {
-                origin: Box::new(Origin::Unset),
-                setting: "use_weighting = true".into(),
-                with: "this version".into(),
-                reason: "the head does not give the sum of squared probabilities yet that it weighs by"
-                    .into(),
-            });
-        }
         for pairs in [&train, &eval] {
             let all: Vec<&Comparison> = pairs.iter().collect();
             objective.validate_columns(Columns::of(&all).view())?;
@@ -116,6 +107,11 @@ impl<'c> DpoTask<'c> {
         Part { pairs, rows, spans, ref_logp_i }
     }
 
+    /// What `use_weighting` weighs by. A forward pass of its own: the weights are constants to the gradient.
+    fn log_sum_sq_probs(&mut self, rows: &PairRows) -> Option<Vec<f32>> {
+        self.objective.use_weighting.then(|| self.learner.log_sum_sq_probs(&rows.batch, &rows.predictions))
+    }
+
     fn denominators(pairs: &[&Comparison]) -> PairDenominators {
         let chosen_tokens: usize =
             pairs.iter().map(|pair| pair.chosen.len() - usize::from(pair.prompt.is_empty())).sum();
@@ -158,6 +154,7 @@ impl<'c> Task<'c> for DpoTask<'c> {
                 _ => Vec::new(),
             });
             let columns = Columns::of(part.pairs);
+            let log_sum_sq = self.log_sum_sq_probs(&part.rows);
             let objective = &self.objective;
             let result = self.learner.learn_logprobs(&part.rows.batch, &part.rows.predictions, 1.0, |out| {
                 counts.add(out);
@@ -165,7 +162,7 @@ impl<'c> Task<'c> for DpoTask<'c> {
                     spans: &part.spans,
                     logprob_m: &out.logprob_m,
                     ref_logp_i: part.ref_logp_i.as_deref(),
-                    log_sum_sq_prob_m: None,
+                    log_sum_sq_prob_m: log_sum_sq.as_deref(),
                     columns: columns.view(),
                 };
                 let result = dpo(batch, objective, denominators);
@@ -195,11 +192,12 @@ impl<'c> Task<'c> for DpoTask<'c> {
             let out = self.learner.logprobs(&part.rows.batch, &part.rows.predictions, 1.0);
             counts.add(&out);
             let columns = Columns::of(part.pairs);
+            let log_sum_sq = self.log_sum_sq_probs(&part.rows);
             let batch = PairBatch {
                 spans: &part.spans,
                 logprob_m: &out.logprob_m,
                 ref_logp_i: part.ref_logp_i.as_deref(),
-                log_sum_sq_prob_m: None,
+                log_sum_sq_prob_m: log_sum_sq.as_deref(),
                 columns: columns.view(),
             };
             let result = dpo(batch, &self.objective, denominators);

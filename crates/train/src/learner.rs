@@ -101,6 +101,13 @@ impl<'c> Learner<'c> {
         logprobs(self.cpu, &self.decoder, &self.model.params, &mut self.tape, batch, predictions, temperature)
     }
 
+    /// `ln sum_v p_v^2` of the distribution that each prediction is made from, without learning.
+    pub fn log_sum_sq_probs(&mut self, batch: &Batch, predictions: &[Prediction]) -> Vec<f32> {
+        let Self { cpu, model, decoder, tape, .. } = self;
+        decoder.forward(cpu, &model.params, batch, Recompute::Layer, tape);
+        decoder.log_sum_sq_probs(cpu, &model.params, tape, predictions, 1.0)
+    }
+
     /// Scalars without learning.
     pub fn scalars(&mut self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
         self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);

@@ -5,7 +5,7 @@
 
 use std::path::PathBuf;
 
-use polity_compute::{Cpu, Recompute};
+use polity_compute::{Batch, Cpu, Decoder, Recompute, Tape};
 use polity_lm::Model;
 use polity_lm::model::ScalarInit;
 use polity_train::config::Config;
@@ -186,4 +186,42 @@ fn dpo_is_trl() {
             check(task, &golden, &format!("dpo_{loss}"), &names);
         }
     }
+}
+
+/// WPO weighs a pair by how likely the policy finds it. At the reference every pair costs ln 2, so the loss is ln 2 times
+/// the mean weight; here the weights come from the logits, one row at a time, in f64.
+#[test]
+fn use_weighting_weighs_by_the_policy_s_own_probabilities() {
+    let (cpu, golden) = (Cpu::new(2), Golden::read());
+    let pairs: Vec<Comparison> = golden.pairs().into_iter().take(2).collect();
+    let model = stories();
+    let decoder = Decoder::new(model.config.clone()).unwrap();
+    let mean_alignment = |prompt: &[u32], response: &[u32]| -> f64 {
+        let ids = [prompt, response].concat();
+        let mut batch = Batch::new();
+        batch.push(&ids, None);
+        let mut tape = Tape::default();
+        decoder.forward(&cpu, &model.params, &batch, Recompute::None, &mut tape);
+        let rows: Vec<usize> = (prompt.len() - 1..ids.len() - 1).collect();
+        let logits = decoder.logits(&cpu, &model.params, &mut tape, &rows, 1.0);
+        let row = |(l, &id): (&[f32], &u32)| {
+            let sum: f64 = l.iter().map(|&l| f64::from(l).exp()).sum();
+            let p = |l: f32| f64::from(l).exp() / sum;
+            p(l[id as usize]).ln() - l.iter().map(|&l| p(l).powi(2)).sum::<f64>().ln()
+        };
+        logits.chunks_exact(model.config.vocab).zip(response).map(row).sum::<f64>() / response.len() as f64
+    };
+    let weight = |pair: &Comparison| {
+        (mean_alignment(&pair.prompt, &pair.chosen) + mean_alignment(&pair.prompt, &pair.rejected)).exp()
+    };
+    let expect = 2f64.ln() * pairs.iter().map(weight).sum::<f64>() / 2.0;
+
+    let config: DpoConfig = config(&[("use_weighting", "true")]);
+    let reference = Frozen::new(&cpu, stories());
+    let learner = learner(&cpu, stories(), &config.common);
+    let mut task = DpoTask::new(learner, Some(reference), pairs, Vec::new(), config).unwrap();
+    let mut metrics = Metrics::new(DpoTask::STAGE);
+    let loss = task.accumulate(&[0, 1], &mut metrics).unwrap();
+    assert!((loss - expect).abs() / expect < 1e-5, "{loss} expected {expect}");
+    assert!(task.learner().update(LR).grad_norm > 0.0);
 }

@@ -311,3 +311,30 @@ pub fn kl_full(
     }
     out
 }
+
+/// `ln sum_v p_v^2` at each row: see `ops::logprob::log_sum_sq`.
+pub fn log_sum_sq(
+    cpu: &Cpu,
+    hidden_mc: &[f32],
+    rows: usize,
+    head: HeadRef<'_>,
+    scratch: &mut Buffer,
+) -> Vec<f32> {
+    let (v, c) = (head.vocab, head.width);
+    let step = rows_at_a_time(v);
+    scratch.grow(step.min(rows) * v);
+    let mut out = vec![0.0; rows];
+    for m0 in (0..rows).step_by(step) {
+        let count = step.min(rows - m0);
+        let y_mv = &mut scratch[..count * v];
+        logits(cpu, y_mv, &hidden_mc[m0 * c..(m0 + count) * c], head);
+        let y_mv = &*y_mv;
+        cpu.for_each_chunk(&mut out[m0..m0 + count], 1, |r, out| {
+            let y_v = &y_mv[r * v..(r + 1) * v];
+            let stats = RowStats::of(cpu.isa(), y_v, 0);
+            let squares: f64 = y_v.iter().map(|&y| (2.0 * f64::from(y - stats.max)).exp()).sum();
+            out[0] = (squares.ln() - 2.0 * stats.sum.ln()) as f32;
+        });
+    }
+    out
+}

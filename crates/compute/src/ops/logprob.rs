@@ -6,6 +6,7 @@
 //! logprob  = l_token - lse
 //! entropy  = -sum_v p_v ln p_v = lse - sum_v p_v l_v      p = e^(l - lse)
 //! KL(p||q) = sum_v p_v (ln p_v - ln q_v)
+//! log_sum_sq = ln sum_v p_v^2
 //! ```
 //!
 //! `z_v` is the raw output of the head for one row. Everything is f64 inside; log-probs, entropies and
@@ -91,6 +92,20 @@ pub fn kl_full(z_p_v: &[f32], z_q_v: &[f32], softcap: Option<f32>, temperature: 
     z_p_v.iter().zip(z_q_v).map(|(&z_p, &z_q)| p_times(log_p(z_p), log_p(z_p) - log_q(z_q))).sum()
 }
 
+/// `ln sum_v p_v^2`: the log-probability that two tokens drawn from the row are the same.
+///
+/// It has no gradient here: it is part of a weight, which is not differentiated.
+///
+/// # Panics
+///
+/// If the temperature is not above 0.
+pub fn log_sum_sq(z_v: &[f32], softcap: Option<f32>, temperature: f32) -> f64 {
+    check("log_sum_sq", z_v, temperature);
+    let lse = log_sum_exp(z_v, softcap, temperature);
+    let log_p = |z: &f32| logit(*z, softcap, temperature) - lse;
+    z_v.iter().map(|z| (2.0 * log_p(z)).exp()).sum::<f64>().ln()
+}
+
 /// The logit of the distribution from the head's raw output.
 fn logit(z: f32, softcap: Option<f32>, temperature: f32) -> f64 {
     let z = f64::from(z);
@@ -156,6 +171,10 @@ mod tests {
         for (got, expect) in d_z_v.iter().zip([ln_2, -2.0 * ln_2, ln_2]) {
             assert!((f64::from(*got) - expect).abs() < 5e-7, "{got} expected {expect}");
         }
+        // 1/16 + 1/4 + 1/16 = 3/8; of a uniform row 1/3; of a certain one 1.
+        near(log_sum_sq(&z_v, None, 1.0), 0.375f64.ln());
+        near(log_sum_sq(&[7.0; 3], Some(0.5), 0.7), -3f64.ln());
+        near(log_sum_sq(&[0.0, f32::NEG_INFINITY], None, 1.0), 0.0);
         // Against the uniform distribution the KL is ln 3 - H; against itself 0.
         near(kl_full(&z_v, &[7.0; 3], None, 1.0), 3f64.ln() - 1.5 * ln_2);
         near(kl_full(&z_v, &z_v, Some(0.5), 0.7), 0.0);
