@@ -22,18 +22,22 @@ pub enum RowKind {
     Unpaired,
 }
 
+/// A comparison whose prompt is what both responses begin with, such as a pair of HH transcripts.
+pub(crate) const COMPARISON: &[&str] = &["chosen", "rejected"];
+
 impl RowKind {
     /// The accepted combinations of keys. A row with several of them is read by the first.
     pub const fn combinations(self) -> &'static [&'static [&'static str]] {
         match self {
-            RowKind::Prompt => &[&["prompt_ids"], &["prompt"], &["messages"], &["ids"]],
+            // The prompt of a comparison: so that PPO explores where people voted.
+            RowKind::Prompt => &[&["prompt_ids"], &["prompt"], &["messages"], &["ids"], COMPARISON],
             RowKind::Completion => {
                 &[&["prompt_ids", "completion_ids"], &["prompt", "completion"], &["messages"], &["text"]]
             }
             RowKind::Preference => &[
                 &["prompt_ids", "chosen_ids", "rejected_ids"],
                 &["prompt", "chosen", "rejected"],
-                &["chosen", "rejected"],
+                COMPARISON,
             ],
             RowKind::Unpaired => &[&["prompt", "completion", "label"]],
         }
@@ -51,7 +55,9 @@ impl RowKind {
         match self {
             RowKind::Prompt => "generate, train ppo and train grpo take such rows",
             RowKind::Completion => "train sft, logprobs and score take such rows",
-            RowKind::Preference => "train reward and train dpo take such rows",
+            RowKind::Preference => {
+                "train reward and train dpo take such rows, train sft with train_on_chosen = true"
+            }
             RowKind::Unpaired => "train kto takes such rows",
         }
     }
@@ -215,7 +221,7 @@ mod tests {
             RowKind::Completion,
             json!({"prompt": "p", "chosen": "c", "rejected": "r"}),
             &format!(
-                "found the keys `prompt`, `chosen`, `rejected`; {COMPLETION}; this is a preference row: train reward and train dpo take such rows"
+                "found the keys `prompt`, `chosen`, `rejected`; {COMPLETION}; this is a preference row: train reward and train dpo take such rows, train sft with train_on_chosen = true"
             ),
         );
         check(
@@ -240,7 +246,7 @@ mod tests {
         check(
             RowKind::Prompt,
             json!({}),
-            "found no keys; expected a prompt row: `prompt_ids`, or `prompt`, or `messages`, or `ids`",
+            "found no keys; expected a prompt row: `prompt_ids`, or `prompt`, or `messages`, or `ids`, or `chosen` + `rejected`",
         );
         check(RowKind::Completion, json!({"x": 1}), &format!("found the key `x`; {COMPLETION}"));
     }

@@ -232,6 +232,9 @@ impl FromRow for PromptRow {
     const KIND: RowKind = RowKind::Prompt;
 
     fn from_row(row: Row, file: &Path) -> Result<PromptRow, RowsError> {
+        if keys::combination(Self::KIND, &row.value) == Some(keys::COMPARISON) {
+            return PreferenceRow::from_row(row, file).map(PreferenceRow::into_prompt);
+        }
         let (keys, mut fields) = Fields::new(Self::KIND, row, file)?;
         let prompt = match keys[0] {
             "prompt" => Prompt::Text(fields.text("prompt")?),

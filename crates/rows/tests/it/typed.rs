@@ -298,6 +298,8 @@ fn pairs_serve_other_trainers() {
         (&Prompt::Text(plain("")), &[Flag::EmptyPrompt][..])
     );
     assert_eq!((prompt.info.index, prompt.info.extra["id"].clone()), (4, json!(9)));
+    let transcripts = json!({"chosen": "\n\nHuman: Hi.\n\nAssistant: Hello!", "rejected": "\n\nHuman: Hi.\n\nAssistant: What?"});
+    assert_eq!(read::<PromptRow>(transcripts).prompt, Prompt::Text(plain("\n\nHuman: Hi.\n\nAssistant:")));
     let chosen = row().into_chosen();
     assert_eq!(chosen.completion, Completion::Pair { prompt: plain(""), completion: plain("") });
     assert_eq!(chosen.info.flags, [Flag::EmptyPrompt, Flag::EmptyResponse(Side::Completion)]);

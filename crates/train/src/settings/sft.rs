@@ -18,6 +18,8 @@ settings! {
         completion_only_loss: Option<bool> = None;
         /// Train on the assistant's turns only; needs a chat template with generation marks.
         assistant_only_loss: bool = false;
+        /// The rows are comparisons: imitate their chosen responses.
+        train_on_chosen: bool = false;
         /// What a token costs: nll is -log p; dft is -p log p with p held constant (arXiv:2508.05629).
         loss_type: Choice<SftLoss> = Choice::of("nll");
     }
