@@ -5,6 +5,7 @@
 //!
 //! Not here: where a dataset comes from and where a run goes (the command line moves them), evaluation, the store.
 
+pub mod baseline;
 pub mod config;
 pub mod data;
 pub mod dpo;

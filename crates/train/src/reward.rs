@@ -7,8 +7,10 @@
 //! with soft labels, weights and centring as options. The reward is the scalar head at the last token; the
 //! prompt is computed once for both responses.
 
+use polity_lm::Tokenizer;
 use polity_stats::{Binning, calibration_error, wilson};
 
+use crate::baseline::{Texts, bag_of_words_accuracy};
 use crate::error::TrainError;
 use crate::examples::{Comparison, PairRows, parts};
 use crate::learner::Learner;
@@ -29,6 +31,8 @@ pub struct RewardTask<'c> {
     train: Vec<Comparison>,
     eval: Vec<Comparison>,
     config: RewardConfig,
+    /// The bag of words' accuracy, once it is known; it does not change.
+    bag_of_words: Option<Option<f64>>,
 }
 
 /// The optional columns of some pairs; absent where no pair has a value.
@@ -78,7 +82,7 @@ impl<'c> RewardTask<'c> {
         eval: Vec<Comparison>,
         config: RewardConfig,
     ) -> Self {
-        Self { learner, train, eval, config }
+        Self { learner, train, eval, config, bag_of_words: None }
     }
 
     fn center(&self) -> f64 {
@@ -97,6 +101,18 @@ impl<'c> RewardTask<'c> {
             rewards.extend(self.learner.scalars(&rows.batch, &rows.last_rows));
         }
         rewards
+    }
+
+    fn bag_of_words(&mut self) -> Result<Option<f64>, TrainError> {
+        if let Some(known) = self.bag_of_words {
+            return Ok(known);
+        }
+        // Rows of ids for a model without a tokenizer have no words.
+        let Ok(tokenizer) = self.learner.model.tokenizer() else { return Ok(None) };
+        let (train, eval) = (texts(&self.train, tokenizer)?, texts(&self.eval, tokenizer)?);
+        let accuracy = bag_of_words_accuracy(&views(&train), &views(&eval));
+        self.bag_of_words = Some(accuracy);
+        Ok(accuracy)
     }
 
     /// The evaluation pairs.
@@ -159,8 +175,21 @@ impl<'c> Task<'c> for RewardTask<'c> {
         metrics.put_eval("loss", objective.loss);
         metrics.put_eval_stats(&objective.stats);
         put_beside(&rewards, &pairs, metrics);
+        if let Some(accuracy) = self.bag_of_words()? {
+            metrics.put_eval("bag_of_words", accuracy);
+        }
         Ok(())
     }
+}
+
+/// Chosen and rejected responses as text.
+fn texts(pairs: &[Comparison], tokenizer: &Tokenizer) -> Result<Vec<[String; 2]>, TrainError> {
+    let text = |ids: &[u32]| tokenizer.decode(ids, true);
+    pairs.iter().map(|pair| Ok([text(&pair.chosen)?, text(&pair.rejected)?])).collect()
+}
+
+fn views(texts: &[[String; 2]]) -> Vec<Texts<'_>> {
+    texts.iter().map(|[chosen, rejected]| Texts { chosen, rejected }).collect()
 }
 
 /// What an accuracy must be read beside: its interval, "the longer one wins", and calibration.
