@@ -26,7 +26,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 WORK = ["sft:tiny", "reward:tiny", "dpo:tiny", "generate:tiny", "ppo:tiny", "sft:smol135m", "reward:smol135m", "dpo:smol135m"]
 # Steps timed: of TRL, of Polity. Enough for the mean length of the rows to settle.
-STEPS = {"tiny": (8, 24), "smol135m": (2, 8)}
+STEPS = {"tiny": (8, 24), "smol135m": (4, 8)}
 TARGET = {"sft": 1.5, "reward": 1.2, "dpo": 3.0, "generate": 3.0, "ppo": 2.0}
 LENGTH, BATCH = 256, 8
 
@@ -102,11 +102,12 @@ def polity(env, binary, stage, model, steps, precision):
             write_rows(data, [{"prompt": pair["prompt"]} for pair in short_prompts(env, pairs, model)])
             tokens = BATCH * 64
         elif stage == "sft":
-            sets["max_length"] = LENGTH
+            sets.update(max_length=LENGTH, truncation="keep_start")
             write_rows(data, [{"prompt": pair["prompt"], "completion": pair["chosen"]} for pair in pairs])
             tokens = BATCH * mean_tokens(env, pairs, model, ["chosen"])
         else:
-            sets["max_length"] = LENGTH
+            # TRL's reward trainer leaves long pairs out, its DPO trainer cuts them.
+            sets.update(max_length=LENGTH, truncation="drop" if stage == "reward" else "keep_start")
             write_rows(data, pairs)
             tokens = BATCH * mean_tokens(env, pairs, model, ["chosen", "rejected"])
         base = models / (f"{model}-reward" if stage == "reward" else model)

@@ -22,7 +22,7 @@ use polity_train::reward::RewardTask;
 use polity_train::run::{CODE_COMMIT, CODE_VERSION, Checkpoint, Input, Manifest, RunDir, config_hash, names};
 use polity_train::samples::SamplePrompt;
 use polity_train::settings::{
-    CenterOn, CommonConfig, CriticInit, DpoConfig, HeadInit, PpoConfig, Precision, RewardConfig, SftConfig,
+    CommonConfig, CriticInit, DpoConfig, HeadInit, PpoConfig, Precision, RewardConfig, SftConfig,
 };
 use polity_train::sft::SftTask;
 use polity_train::supervised::{self, Outcome, RunContext, Task};
@@ -190,7 +190,16 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let common = &setup.config.common;
     let encode =
         |rows: &[CompletionRow], what: &str| setup.encoder().demonstrations(rows, &setup.config, what);
-    let (train, eval) = examples(args, common, ui, "rows", encode, |row| &row.info)?;
+    let (train, eval) = match setup.config.train_on_chosen {
+        false => examples(args, common, ui, "rows", encode, |row| &row.info)?,
+        true => {
+            let encode = |rows: &[PreferenceRow], what: &str| {
+                let chosen: Vec<_> = rows.iter().cloned().map(PreferenceRow::into_chosen).collect();
+                encode(&chosen, what)
+            };
+            examples(args, common, ui, "rows", encode, |row| &row.info)?
+        }
+    };
     let shown = if eval.is_empty() { &train } else { &eval };
     let samples = sample_prompts(
         &setup.model,
@@ -201,7 +210,7 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
         }),
     )?;
     let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
-    let learner = Learner::new(&setup.cpu, setup.model.clone(), common.optimizer(), recompute(common));
+    let learner = Learner::new(&setup.cpu, setup.model, common.optimizer(), recompute(common));
     let task = SftTask::new(learner, train, eval, setup.config.clone());
     supervise(task, args, &setup.config.common, ui, run, checkpoint, samples)
 }
@@ -209,25 +218,19 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
 fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let setup: Setup<RewardConfig> = Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
     let (common, config) = (&setup.config.common, &setup.config);
-    if config.center_on != CenterOn::None {
-        return Err(CommandError::bad_input(
-            "center_on: a constant shift has no place in a Hugging Face reward model (its head has no bias)",
-        )
-        .hint("use center_rewards_coefficient, which pulls rewards towards 0 while training"));
-    }
     let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
     let (train, eval) = examples(args, common, ui, "pairs", encode, |pair| &pair.info)?;
     let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
-    let model = with_head(&setup.model, config.head_init, common.seed)?;
+    let model = with_head(setup.model, config.head_init, common.seed)?;
     let learner = Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
     let task = RewardTask::new(learner, train, eval, config.clone());
     supervise(task, args, common, ui, run, checkpoint, Vec::new())
 }
 
 /// A reward model keeps its head; a language model gets a new one.
-fn with_head(model: &Model, init: HeadInit, seed: u64) -> CommandResult<Model> {
+fn with_head(model: Model, init: HeadInit, seed: u64) -> CommandResult<Model> {
     if model.config.head == Head::Scalar {
-        return Ok(model.clone());
+        return Ok(model);
     }
     let how = match init {
         HeadInit::Transformers | HeadInit::Zero => ScalarInit::InitializerRange,
@@ -255,9 +258,9 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let samples =
         sample_prompts(&setup.model, common.sample_prompts, shown.iter().map(|pair| pair.prompt.as_slice()))?;
     let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
-    let learner = Learner::new(&setup.cpu, setup.model.clone(), common.optimizer(), recompute(common));
     let needs_reference = config.objective().map_err(TrainError::from)?.needs_reference();
     let reference = needs_reference.then(|| Frozen::new(&setup.cpu, setup.model.clone()));
+    let learner = Learner::new(&setup.cpu, setup.model, common.optimizer(), recompute(common));
     let task = DpoTask::new(learner, reference, train, eval, config.clone())?;
     supervise(task, args, common, ui, run, checkpoint, samples)
 }
@@ -316,10 +319,11 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
         }
     };
     let learner = |model| Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
+    let reference = Frozen::new(&setup.cpu, setup.model.clone());
     let mut task = PpoTask::new(
-        learner(setup.model.clone()),
+        learner(setup.model),
         learner(critic),
-        Frozen::new(&setup.cpu, setup.model.clone()),
+        reference,
         Frozen::new(&setup.cpu, reward_model),
         prompts,
         config.clone(),

@@ -278,6 +278,8 @@ impl Buffer {
     /// Makes the buffer at least `len` long; what it held is lost in meaning, not cleared.
     pub fn grow(&mut self, len: usize) {
         if self.len < len {
+            // The old one goes first, so that both are never held.
+            *self = Self::default();
             *self = Self::zeros(len);
         }
     }

@@ -344,7 +344,7 @@ fn resolved_settings_read_back() {
         "lr_scheduler_type=cosine_with_min_lr",
         "min_lr_rate=0.1",
     ]);
-    round_trip::<RewardConfig>(&["center_rewards_coefficient=0.01", "head_init=scaled", "center_on=chosen"]);
+    round_trip::<RewardConfig>(&["center_rewards_coefficient=0.01", "head_init=scaled"]);
     round_trip::<DpoConfig>(&[]);
     round_trip::<DpoConfig>(&["loss_type=sigmoid,bco_pair,sft", "loss_weights=0.8,0.2,1", "max_length=none"]);
     round_trip::<DpoConfig>(&[

@@ -120,7 +120,7 @@ settings! {
         /// same gradients. (True in TRL.)
         gradient_checkpointing: bool = false;
         /// Tokens computed together. Bounds memory; gradients do not depend on it.
-        tokens_per_micro_batch: usize = 8192, AT_LEAST_ONE, "a part needs a token";
+        tokens_per_micro_batch: usize = 512, AT_LEAST_ONE, "a part needs a token";
         /// Where metrics go besides metrics.jsonl.
         report_to: ReportTo = ReportTo::None;
         /// Stop, with a checkpoint, when the stability monitor raises a critical alarm.

@@ -17,5 +17,5 @@ pub(crate) use advice::advice_for_unknown;
 pub use common::{CommonConfig, Precision, RESUME_MAY_CHANGE, ReportTo, Scheduler, Truncation};
 pub use dpo::{DpoConfig, FDivergenceType};
 pub use ppo::{CriticInit, KlControllerKind, MissingEosRule, PpoConfig, PpoPreset, StopToken};
-pub use reward::{CenterOn, HeadInit, RewardConfig};
+pub use reward::{HeadInit, RewardConfig};
 pub use sft::SftConfig;

@@ -6,18 +6,6 @@ use crate::metrics::Stage;
 use super::common::CommonConfig;
 
 choices! {
-    /// Which rewards average 0 after training.
-    pub enum CenterOn {
-        /// Whatever training leaves.
-        None = "none",
-        /// Those of the training data's chosen responses.
-        Chosen = "chosen",
-        /// Those of all the training data's responses.
-        All = "all",
-    }
-}
-
-choices! {
     /// How a new scalar head starts. A model that is a reward model already keeps its head.
     pub enum HeadInit {
         /// Normal with the configuration's `initializer_range`, as Transformers.
@@ -36,8 +24,6 @@ settings! {
         /// Weight of the mean of (reward(chosen) + reward(rejected))^2, which pulls rewards towards 0
         /// (arXiv:2312.09244 has 0.01).
         center_rewards_coefficient: Option<f64> = None, NOT_NEGATIVE, "a negative weight drives rewards to infinity";
-        /// After training, shift all rewards by one number so that these average 0. Differences stay as they are.
-        center_on: CenterOn = CenterOn::None;
         /// How a new scalar head starts.
         head_init: HeadInit = HeadInit::Transformers;
     }
