@@ -343,12 +343,20 @@ impl Params {
         let (all_rows, cols) = spec.shape.rows_cols();
         assert!(first_row + rows <= all_rows, "{}: rows {first_row}+{rows} of {all_rows}", spec.name);
         let stored = &self.data[spec.range()];
-        let mut out = Vec::with_capacity(rows * cols);
-        for row in first_row..first_row + rows {
-            match spec.shape {
-                Shape::Matrix { .. } => out.extend(panel_row(cols, row).map(|at| stored[at])),
-                _ => out.extend_from_slice(&stored[row * cols..][..cols]),
+        let Shape::Matrix { .. } = spec.shape else {
+            return stored[first_row * cols..][..rows * cols].to_vec();
+        };
+        let mut out = vec![0.0; rows * cols];
+        let mut row = first_row;
+        for part in panel_parts(rows, first_row) {
+            let panel = &stored[row / LANES * LANES * cols..][..LANES * cols];
+            let values = &mut out[part.start * cols..part.end * cols];
+            for (k, line) in panel.chunks_exact(LANES).enumerate() {
+                for (i, &x) in line[row % LANES..][..part.len()].iter().enumerate() {
+                    values[i * cols + k] = x;
+                }
             }
+            row += part.len();
         }
         out
     }
@@ -364,18 +372,30 @@ impl Params {
         let rows = values.len() / cols;
         assert!(first_row + rows <= all_rows, "{}: rows {first_row}+{rows} of {all_rows}", spec.name);
         let stored = &mut self.data[spec.range()];
-        for (i, row_values) in values.chunks_exact(cols).enumerate() {
-            let row = first_row + i;
-            match spec.shape {
-                Shape::Matrix { .. } => {
-                    for (at, &value) in panel_row(cols, row).zip(row_values) {
-                        stored[at] = value;
-                    }
+        let Shape::Matrix { .. } = spec.shape else {
+            stored[first_row * cols..][..values.len()].copy_from_slice(values);
+            return;
+        };
+        let mut row = first_row;
+        for part in panel_parts(rows, first_row) {
+            let panel = &mut stored[row / LANES * LANES * cols..][..LANES * cols];
+            let values = &values[part.start * cols..part.end * cols];
+            // Along the panel, which is written once; the rows are some streams to read.
+            for (k, line) in panel.chunks_exact_mut(LANES).enumerate() {
+                for (i, x) in line[row % LANES..][..part.len()].iter_mut().enumerate() {
+                    *x = values[i * cols + k];
                 }
-                _ => stored[row * cols..][..cols].copy_from_slice(row_values),
             }
+            row += part.len();
         }
     }
+}
+
+/// Rows `0..rows` cut where one of the panels ends, if row 0 is stored as row `first_row`.
+fn panel_parts(rows: usize, first_row: usize) -> impl Iterator<Item = std::ops::Range<usize>> {
+    let head = ((LANES - first_row % LANES) % LANES).min(rows);
+    let whole = (head..rows).step_by(LANES).map(move |row| row..(row + LANES).min(rows));
+    std::iter::once(0..head).filter(|head| !head.is_empty()).chain(whole)
 }
 
 /// Where the elements of one row of a panel matrix lie, column by column.

@@ -104,16 +104,21 @@ impl Model {
         let hf = HfConfig::parse(&config_file, &read_text(&config_file)?)?;
         let config = hf.decoder()?;
         let companions = read_companions(dir)?;
-        // The tokenizer first: it is quick, and what is wrong with it need not wait for the weights.
-        let tokenizer = Tokenizer::load(dir, &hf)?;
+        let layout = Layout::new(&config);
+        let table = WeightTable::new(hf.family(), &config, &layout);
+        // For a small model, reading the tokenizer takes as long as reading the weights.
+        let (tokenizer, params) = std::thread::scope(|scope| {
+            let tokenizer = scope.spawn(|| Tokenizer::load(dir, &hf));
+            let params = table.load(dir, &layout);
+            (tokenizer.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)), params)
+        });
+        let tokenizer = tokenizer?;
         if let Some(tokenizer) = &tokenizer {
             tokenizer.check_vocabulary(config.vocab)?;
         }
         let chat = load_chat(dir, tokenizer.as_ref())?;
         let generation = GenerationDefaults::read(dir, &hf, tokenizer.as_ref())?;
-        let layout = Layout::new(&config);
-        let table = WeightTable::new(hf.family(), &config, &layout);
-        let params = table.load(dir, &layout)?;
+        let params = params?;
         let companions = Arc::new(companions);
         Ok(Self { hf, config, layout, params, generation, tokenizer, chat, companions })
     }
