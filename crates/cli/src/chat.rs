@@ -30,7 +30,7 @@ use crate::ui::Ui;
 /// What stands before a line to be typed.
 const PROMPT: &str = "> ";
 
-const HELP: &str = "/reset begins a new conversation, /exit leaves (so does Ctrl-D), Ctrl-C stops an answer";
+const HELP: &str = "/reset begins a new conversation, /exit leaves, Ctrl-C stops an answer";
 
 /// An answer with `--json`.
 #[derive(Serialize)]
@@ -184,7 +184,7 @@ impl Session<'_> {
                 }
                 "/help" => self.ui.note(HELP),
                 word if interactive && word.starts_with('/') && !word.contains(char::is_whitespace) => {
-                    self.ui.note(&format!("{word} is not a command; {HELP}"));
+                    self.ui.note(&format!("{word} is not a command\n{HELP}"));
                 }
                 _ => {
                     let before = self.conversation.len();

@@ -10,6 +10,11 @@ pub fn now_utc() -> String {
     humantime::format_rfc3339_seconds(SystemTime::now()).to_string()
 }
 
+/// Now, in seconds since 1970 (UTC).
+pub fn unix_s() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
 /// This machine, computing with some threads.
 pub fn machine(threads: usize) -> Machine {
     Machine { cpu: cpu_name(), isa: format!("{:?}", Isa::detect()).to_lowercase(), threads }

@@ -18,18 +18,19 @@ use polity_train::examples::ExampleInfo;
 use polity_train::learner::{Frozen, Learner};
 use polity_train::metrics::Metrics;
 use polity_train::ppo::{self, PpoTask};
+use polity_train::report::{self, Extra};
 use polity_train::reward::RewardTask;
 use polity_train::run::{CODE_COMMIT, CODE_VERSION, Checkpoint, Input, Manifest, RunDir, config_hash, names};
 use polity_train::samples::SamplePrompt;
 use polity_train::settings::{
-    CommonConfig, CriticInit, DpoConfig, HeadInit, PpoConfig, Precision, RewardConfig, SftConfig,
+    CommonConfig, CriticInit, DpoConfig, HeadInit, PpoConfig, Precision, ReportTo, RewardConfig, SftConfig,
 };
 use polity_train::sft::SftTask;
 use polity_train::supervised::{self, Outcome, RunContext, Task};
 use serde_json::json;
 
 use crate::args::{Global, PpoArgs, TrainArgs, TrainVerb};
-use crate::clock::{machine, now_utc};
+use crate::clock::{machine, now_utc, unix_s};
 use crate::error::{CommandError, CommandResult};
 use crate::host::{self, TerminalHost};
 use crate::output::json_to_stdout;
@@ -55,19 +56,21 @@ struct Setup<C> {
 }
 
 impl<C: Config> Setup<C> {
-    fn read(
+    fn read<'u>(
         args: &TrainArgs,
         global: &Global,
-        ui: &Ui,
+        ui: &'u Ui,
         common: impl Fn(&C) -> &CommonConfig,
-    ) -> CommandResult<Self> {
+    ) -> CommandResult<(Self, Findings<'u>)> {
         let text = match &args.config {
             Some(file) => Some((file.clone(), read_text(file)?)),
             None => None,
         };
         let file = text.as_ref().map(|(file, text)| (file.as_path(), text.as_str()));
         let config = C::from_toml_and_sets(file, &args.sets)?;
-        config.warnings().iter().for_each(|warning| ui.warn(warning));
+        let extra = Extra { settings: config.values(), ..Extra::default() };
+        let mut findings = Findings { ui, extra };
+        config.warnings().into_iter().for_each(|warning| findings.warn(warning));
         if common(&config).precision == Precision::Bf16 {
             return Err(CommandError::bad_input("precision = \"bf16\": this version computes in f32 only")
                 .hint("leave precision out, or set it to \"f32\""));
@@ -81,7 +84,7 @@ impl<C: Config> Setup<C> {
             Some(tokenizer) => ChatTemplate::load(&args.model, tokenizer.special_texts())?,
             None => None,
         };
-        Ok(Self { config, model, template, cpu: Cpu::new(threads), threads })
+        Ok((Self { config, model, template, cpu: Cpu::new(threads), threads }, findings))
     }
 
     fn encoder(&self) -> Encoder<'_> {
@@ -93,7 +96,7 @@ impl<C: Config> Setup<C> {
         &self,
         args: &TrainArgs,
         ui: &Ui,
-        seed: u64,
+        common: &CommonConfig,
         inputs: &[(&str, &Path)],
     ) -> CommandResult<(RunDir, Option<Checkpoint>)> {
         let inputs = inputs.iter().map(|(role, path)| Input::hash(role, path)).collect::<Result<_, _>>()?;
@@ -105,17 +108,22 @@ impl<C: Config> Setup<C> {
             code_version: CODE_VERSION.into(),
             code_commit: CODE_COMMIT.map(str::to_owned),
             machine: machine(self.threads),
-            seed,
+            seed: common.seed,
             started: now_utc(),
             finished: None,
             resumed: Vec::new(),
         };
-        if args.resume {
+        let (mut run, checkpoint) = if args.resume {
             let resumed = RunDir::resume(&args.out, &self.config.to_toml(), &manifest, &now_utc(), 0.0)?;
             resumed.notes.iter().for_each(|note| ui.note(note));
-            return Ok((resumed.run, resumed.checkpoint));
+            (resumed.run, resumed.checkpoint)
+        } else {
+            (RunDir::create(&args.out, &self.config.to_toml(), &manifest, 0.0)?, None)
+        };
+        if common.report_to == ReportTo::Tensorboard {
+            run.write_tensorboard(unix_s(), 0.0)?;
         }
-        Ok((RunDir::create(&args.out, &self.config.to_toml(), &manifest, 0.0)?, None))
+        Ok((run, checkpoint))
     }
 }
 
@@ -128,41 +136,61 @@ fn recompute(common: &CommonConfig) -> Recompute {
     if common.gradient_checkpointing { Recompute::Layer } else { Recompute::None }
 }
 
-fn tell(report: &Preflight, ui: &Ui) {
-    ui.note(&format!("pre-flight: {report}"));
-    report.warnings().iter().for_each(|warning| ui.warn(warning));
+/// What is known before the run: said to the person, and kept for the report.
+struct Findings<'u> {
+    ui: &'u Ui,
+    extra: Extra,
+}
+
+impl Findings<'_> {
+    fn note(&mut self, text: String) {
+        self.ui.note(&format!("pre-flight: {text}"));
+        self.extra.preflight.push(text);
+    }
+
+    fn warn(&mut self, text: String) {
+        self.ui.warn(&text);
+        self.extra.warnings.push(text);
+    }
+
+    fn tell(&mut self, report: &Preflight) {
+        self.note(report.to_string());
+        report.warnings().into_iter().for_each(|warning| self.warn(warning));
+    }
 }
 
 /// Training and evaluation examples: from two files, or one file split by prompt.
 fn examples<R: FromRow, E>(
     args: &TrainArgs,
     common: &CommonConfig,
-    ui: &Ui,
+    findings: &mut Findings<'_>,
     what: &str,
     encode: impl Fn(&[R], &str) -> Result<(Vec<E>, Preflight), TrainError>,
     info: impl Fn(&E) -> &ExampleInfo,
 ) -> CommandResult<(Vec<E>, Vec<E>)> {
     let rows: Vec<R> = polity_rows::read(&args.data)?;
     let (train, report) = encode(&rows, &format!("training {what}"))?;
-    tell(&report, ui);
+    findings.tell(&report);
     let Some(file) = &args.eval_data else {
         let (train, eval) = hold_out(train, common.eval_fraction, common.seed, &info);
         if common.eval_fraction > 0.0 {
-            ui.note(&format!("pre-flight: {} {what} to train on, {} held out", train.len(), eval.len()));
+            findings.note(format!("{} {what} to train on, {} held out", train.len(), eval.len()));
             if eval.is_empty() || train.is_empty() {
                 let found = format!("{} to train on, {} held out", train.len(), eval.len());
                 return Err(CommandError::bad_input(format!("eval_fraction leaves {found}"))
                     .hint("choose another share, or give --eval-data"));
             }
         }
+        findings.extra.eval_rows = eval.len();
         return Ok((train, eval));
     };
     let rows: Vec<R> = polity_rows::read(file)?;
     let (eval, report) = encode(&rows, &format!("evaluation {what}"))?;
-    tell(&report, ui);
+    findings.tell(&report);
+    findings.extra.eval_rows = eval.len();
     let shared = shared_prompts(train.iter().map(&info), eval.iter().map(&info));
     if shared > 0 {
-        ui.warn(&format!(
+        findings.warn(format!(
             "{shared} of {} evaluation {what} have a prompt that is also trained on",
             eval.len()
         ));
@@ -185,19 +213,19 @@ fn sample_prompts<'a>(
 }
 
 fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let setup: Setup<SftConfig> = Setup::read(args, global, ui, |config: &SftConfig| &config.common)?;
+    let (setup, mut findings) = Setup::read(args, global, ui, |config: &SftConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let common = &setup.config.common;
     let encode =
         |rows: &[CompletionRow], what: &str| setup.encoder().demonstrations(rows, &setup.config, what);
     let (train, eval) = match setup.config.train_on_chosen {
-        false => examples(args, common, ui, "rows", encode, |row| &row.info)?,
+        false => examples(args, common, &mut findings, "rows", encode, |row| &row.info)?,
         true => {
             let encode = |rows: &[PreferenceRow], what: &str| {
                 let chosen: Vec<_> = rows.iter().cloned().map(PreferenceRow::into_chosen).collect();
                 encode(&chosen, what)
             };
-            examples(args, common, ui, "rows", encode, |row| &row.info)?
+            examples(args, common, &mut findings, "rows", encode, |row| &row.info)?
         }
     };
     let shown = if eval.is_empty() { &train } else { &eval };
@@ -209,22 +237,22 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
             &row.ids[..first]
         }),
     )?;
-    let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
+    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
     let learner = Learner::new(&setup.cpu, setup.model, common.optimizer(), recompute(common));
     let task = SftTask::new(learner, train, eval, setup.config.clone());
-    supervise(task, args, &setup.config.common, ui, run, checkpoint, samples)
+    supervise(task, args, common, findings, run, checkpoint, samples)
 }
 
 fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let setup: Setup<RewardConfig> = Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
+    let (setup, mut findings) = Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
     let (common, config) = (&setup.config.common, &setup.config);
     let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
-    let (train, eval) = examples(args, common, ui, "pairs", encode, |pair| &pair.info)?;
-    let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
+    let (train, eval) = examples(args, common, &mut findings, "pairs", encode, |pair| &pair.info)?;
+    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
     let model = with_head(setup.model, config.head_init, common.seed)?;
     let learner = Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
     let task = RewardTask::new(learner, train, eval, config.clone());
-    supervise(task, args, common, ui, run, checkpoint, Vec::new())
+    supervise(task, args, common, findings, run, checkpoint, Vec::new())
 }
 
 /// A reward model keeps its head; a language model gets a new one.
@@ -249,25 +277,25 @@ fn zero_head(model: &mut Model) {
 }
 
 fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let setup: Setup<DpoConfig> = Setup::read(args, global, ui, |config: &DpoConfig| &config.common)?;
+    let (setup, mut findings) = Setup::read(args, global, ui, |config: &DpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let (common, config) = (&setup.config.common, &setup.config);
     let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
-    let (train, eval) = examples(args, common, ui, "pairs", encode, |pair| &pair.info)?;
+    let (train, eval) = examples(args, common, &mut findings, "pairs", encode, |pair| &pair.info)?;
     let shown = if eval.is_empty() { &train } else { &eval };
     let samples =
         sample_prompts(&setup.model, common.sample_prompts, shown.iter().map(|pair| pair.prompt.as_slice()))?;
-    let (run, checkpoint) = setup.open_run(args, ui, common.seed, &inputs(args))?;
+    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
     let needs_reference = config.objective().map_err(TrainError::from)?.needs_reference();
     let reference = needs_reference.then(|| Frozen::new(&setup.cpu, setup.model.clone()));
     let learner = Learner::new(&setup.cpu, setup.model, common.optimizer(), recompute(common));
     let task = DpoTask::new(learner, reference, train, eval, config.clone())?;
-    supervise(task, args, common, ui, run, checkpoint, samples)
+    supervise(task, args, common, findings, run, checkpoint, samples)
 }
 
 fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let PpoArgs { train: args, reward_model: reward_dir } = args;
-    let setup: Setup<PpoConfig> = Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
+    let (setup, mut findings) = Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let (common, config) = (&setup.config.common, &setup.config);
     let reward_model = Model::load(reward_dir)?;
@@ -291,7 +319,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let rows: Vec<PromptRow> = polity_rows::read(&args.data)?;
     let room = config.response_length;
     let (prompts, report) = setup.encoder().prompts(&rows, common, room, "prompts")?;
-    tell(&report, ui);
+    findings.tell(&report);
     let longest = prompts.iter().map(|prompt| prompt.ids.len()).max().unwrap_or(0) + room;
     if longest > reward_model.config.positions_max {
         return Err(CommandError::bad_input(format!(
@@ -308,7 +336,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     )?;
     let mut all_inputs = inputs(args);
     all_inputs.push(("reward_model", reward_dir));
-    let (mut run, checkpoint) = setup.open_run(args, ui, common.seed, &all_inputs)?;
+    let (mut run, checkpoint) = setup.open_run(args, ui, common, &all_inputs)?;
 
     let critic = match config.critic_init {
         CriticInit::RewardModel => reward_model.clone(),
@@ -331,7 +359,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = ppo::train(&mut task, context)?;
-    finish(args, ui, &mut run, &task.policy.model, outcome, host)
+    finish(args, findings, &mut run, &task.policy.model, outcome, host)
 }
 
 fn inputs(args: &TrainArgs) -> Vec<(&'static str, &Path)> {
@@ -356,15 +384,15 @@ fn supervise<'c, T: Task<'c>>(
     mut task: T,
     args: &TrainArgs,
     common: &CommonConfig,
-    ui: &Ui,
+    findings: Findings<'_>,
     mut run: RunDir,
     checkpoint: Option<Checkpoint>,
     samples: Vec<SamplePrompt>,
 ) -> CommandResult {
-    let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
+    let mut host = LastNumbers::new(TerminalHost::new(findings.ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = supervised::train(&mut task, common, context)?;
-    finish(args, ui, &mut run, &task.into_learner().model, outcome, host)
+    finish(args, findings, &mut run, &task.into_learner().model, outcome, host)
 }
 
 /// Passes everything on and remembers the last step's numbers.
@@ -396,36 +424,42 @@ impl polity_train::progress::Host for LastNumbers {
     }
 }
 
-/// Writes the model and closes the run, or says how to go on.
+/// Writes the model and closes the run, or says how to go on; the report in any case.
 fn finish(
     args: &TrainArgs,
-    ui: &Ui,
+    findings: Findings<'_>,
     run: &mut RunDir,
     model: &Model,
     outcome: Outcome,
     host: LastNumbers,
 ) -> CommandResult {
+    let Findings { ui, extra } = findings;
     ui.end_progress();
+    let dir: PathBuf = run.out().join(names::MODEL);
+    if outcome == Outcome::Done {
+        model.save(&dir)?;
+        run.finish(&now_utc())?;
+    }
+    report::write(run, &extra)?;
+    let page = run.out().join(names::REPORT);
     match outcome {
         Outcome::Done => {}
         Outcome::Stopped { step } => {
+            ui.note(&format!("wrote {}", page.display()));
             return Err(host::stopped(step, &command_without_resume()));
         }
         Outcome::Alarmed { step } => {
             return Err(CommandError::failed(format!(
                 "step {step}: an alarm stopped the run, as stop_on_alarm asks; a checkpoint was saved"
             ))
-            .hint(format!("see {}", run.out().join(names::ALARMS).display())));
+            .hint(format!("see {}", page.display())));
         }
     }
-    let dir: PathBuf = run.out().join(names::MODEL);
-    model.save(&dir)?;
-    run.finish(&now_utc())?;
     if ui.json() {
         let metrics = host.last.map(|(step, metrics)| json!({"step": step, "metrics": metrics}));
-        return json_to_stdout(&json!({"run": args.out, "model": dir, "last": metrics}));
+        return json_to_stdout(&json!({"run": args.out, "model": dir, "report": page, "last": metrics}));
     }
-    ui.note(&format!("wrote {}", dir.display()));
+    ui.note(&format!("wrote {} and {}", dir.display(), page.display()));
     Ok(())
 }
 

@@ -160,12 +160,13 @@ impl Ui {
             if let Some((_, bar)) = shown.bar.take() {
                 bar.finish_and_clear();
             }
-            let bar = ProgressBar::with_draw_target(Some(work.total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{prefix} [{wide_bar}] {msg}")
                 .unwrap_or_else(|_| ProgressStyle::default_bar())
                 .progress_chars("=> ");
-            bar.set_style(style);
-            bar.set_prefix(work.label.to_owned());
+            let bar = ProgressBar::with_draw_target(Some(work.total), ProgressDrawTarget::stderr())
+                .with_style(style)
+                .with_prefix(work.label.to_owned())
+                .with_message(status(work));
             shown.bar = Some((work.label.to_owned(), bar));
         }
         if let Some((_, bar)) = &shown.bar {

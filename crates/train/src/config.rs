@@ -102,6 +102,15 @@ pub trait Config: Table + Clone {
         out
     }
 
+    /// Every key with its value and its default (or its preset's), as TOML: for reports.
+    fn values(&self) -> Vec<SettingValue> {
+        let unset = self.only_preset().entries();
+        let pairs = self.entries().into_iter().zip(unset);
+        pairs
+            .map(|(now, unset)| SettingValue { key: now.info.name, value: now.value, default: unset.value })
+            .collect()
+    }
+
     /// The same without comments: what two runs must share to be the same run.
     fn to_canonical_toml(&self) -> String {
         self.entries().iter().map(|entry| format!("{} = {}\n", entry.info.name, entry.value)).collect()
@@ -157,6 +166,17 @@ impl KeyInfo {
             None => self.type_name.clone(),
         }
     }
+}
+
+/// What a key was set to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SettingValue {
+    /// The key.
+    pub key: &'static str,
+    /// Its value, as TOML.
+    pub value: String,
+    /// What it would be if it had not been set.
+    pub default: String,
 }
 
 /// Why settings are refused, before it is known where they came from.

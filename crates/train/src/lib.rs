@@ -17,11 +17,14 @@ pub mod monitor;
 pub mod objectives;
 pub mod ppo;
 pub mod progress;
+pub mod report;
 pub mod reward;
 pub mod run;
 pub mod samples;
 pub mod settings;
 pub mod sft;
 pub mod supervised;
+pub mod svg;
+mod tensorboard;
 
 pub use error::TrainError;

@@ -134,20 +134,22 @@ impl AlarmKind {
         }
     }
 
-    /// The metric it looks at, where a mark on its curve makes sense.
-    pub fn metric(self) -> &'static str {
+    /// The metrics it looks at, whose curves are marked.
+    pub fn metrics(self) -> &'static [&'static str] {
         match self {
-            LossNotFinite => "loss",
-            KlExplosion | NegativeKl => "objective/kl",
-            RewardWithoutGain => "objective/scores",
-            LengthDrift => "tokens/responses_len_mean",
-            EntropyCollapse => "policy/entropy_avg",
-            DiversityCollapse => "samples/distinct_2",
-            NoEos => "samples/eos_rate",
-            Repetition => "samples/repetition",
-            ValueExplainedVariance => "val/var_explained",
-            ChosenFalls => "rewards/chosen",
-            EvalLossRises => "eval_loss",
+            LossNotFinite => &VITAL,
+            KlExplosion | NegativeKl => &["objective/kl"],
+            RewardWithoutGain => {
+                &["objective/scores", "samples/gold", "rewards/margins", "eval_rewards/accuracies"]
+            }
+            LengthDrift => &["tokens/responses_len_mean"],
+            EntropyCollapse => &["policy/entropy_avg"],
+            DiversityCollapse => &["samples/distinct_2"],
+            NoEos => &["samples/eos_rate"],
+            Repetition => &["samples/repetition"],
+            ValueExplainedVariance => &["val/var_explained"],
+            ChosenFalls => &["rewards/chosen"],
+            EvalLossRises => &["eval_loss"],
         }
     }
 
@@ -355,12 +357,14 @@ pub struct Observation {
     pub eval_loss: Option<f64>,
 }
 
+/// Metrics that nothing can be learnt without.
+const VITAL: [&str; 6] =
+    ["loss", "grad_norm", "grad_norm_critic", "objective/kl", "loss/policy_avg", "loss/value_avg"];
+
 impl Observation {
     /// From the numbers of a step as they are logged.
     pub fn of_metrics(step: u64, metrics: &Metrics) -> Observation {
-        let vital =
-            ["loss", "grad_norm", "grad_norm_critic", "objective/kl", "loss/policy_avg", "loss/value_avg"];
-        let bad = vital.into_iter().filter(|name| metrics.get(name).is_some_and(|value| !value.is_finite()));
+        let bad = VITAL.into_iter().filter(|name| metrics.get(name).is_some_and(|value| !value.is_finite()));
         // A number that is not finite is no observation: it has its own alarm, and must not poison what is smoothed.
         let get = |name: &str| metrics.get(name).filter(|value| value.is_finite());
         let pairs = metrics.stage() == Stage::Dpo;
@@ -999,7 +1003,9 @@ mod tests {
     fn every_name_that_is_read_is_declared() {
         use crate::metrics::find;
         for kind in AlarmKind::ALL {
-            assert!(Stage::ALL.into_iter().any(|stage| find(stage, kind.metric()).is_some()), "{kind}");
+            for name in kind.metrics() {
+                assert!(Stage::ALL.into_iter().any(|stage| find(stage, name).is_some()), "{kind}: {name}");
+            }
             assert_eq!(serde_json::to_string(&kind).unwrap(), format!("{:?}", kind.name()));
             assert!(!kind.advice().is_empty() && kind.rule().len() > 20);
         }

@@ -31,8 +31,9 @@ use crate::objectives::ppo::{
 use crate::objectives::score::{RunningMoments, shape_scores};
 use crate::objectives::whiten::Moments;
 use crate::objectives::{Aggregation, Spans, Stats};
-use crate::progress::{Event, Meter};
-use crate::samples::draw_samples;
+use crate::progress::{Event, Host, Meter};
+use crate::run::RunDir;
+use crate::samples::{SamplePrompt, draw_samples};
 use crate::settings::{PpoConfig, StopToken};
 use crate::supervised::{Outcome, RunContext, load_learner, save_learner};
 
@@ -45,9 +46,22 @@ pub struct PpoTask<'c> {
     reference: Frozen<'c>,
     reward_model: Frozen<'c>,
     prompts: Vec<PromptExample>,
+    gold: Option<GoldProbe<'c>>,
     config: PpoConfig,
     state: PpoState,
 }
+
+/// Where somebody knows what responses are really worth: held-out prompts, and a judge of the responses to them. Read at
+/// each evaluation and logged as `samples/gold`; nothing is ever trained on it.
+pub struct GoldProbe<'c> {
+    /// The prompts' tokens.
+    pub prompts: Vec<Vec<u32>>,
+    /// The judge.
+    pub judge: Judge<'c>,
+}
+
+/// The worth of a response: the prompt's index, the response's tokens, and whether it ended by itself.
+pub type Judge<'c> = Box<dyn Fn(usize, &[u32], bool) -> f64 + 'c>;
 
 /// What changes beside weights and moments; part of a checkpoint.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -179,7 +193,12 @@ impl<'c> PpoTask<'c> {
             controller: config.controller(),
             moments: RunningMoments::new(),
         };
-        Self { policy, critic, reference, reward_model, prompts, config, state }
+        Self { policy, critic, reference, reward_model, prompts, gold: None, config, state }
+    }
+
+    /// The same, watched by a judge.
+    pub fn with_gold(self, probe: GoldProbe<'c>) -> Self {
+        Self { gold: Some(probe), ..self }
     }
 
     /// The state beside weights and moments.
@@ -207,6 +226,44 @@ impl<'c> PpoTask<'c> {
                 prompt_id: self.state.episodes + i as u64,
             })
             .collect();
+        let responses = self.generate(&requests, self.config.common.seed);
+        Rollout {
+            prompts: requests.into_iter().map(|request| request.ids).collect(),
+            stopped: responses.iter().map(|r| r.finish == Finish::Stop).collect(),
+            logprob_m: responses.iter().flat_map(|r| r.logprobs.iter().copied()).collect(),
+            window_tokens: responses.iter().map(|r| r.ids.len()).max().unwrap_or(0),
+            responses: responses.into_iter().map(|r| r.ids).collect(),
+        }
+    }
+
+    /// Mean worth of the policy's responses to the judge's prompts, sampled as for a rollout. The same random numbers every
+    /// time, and others than any rollout's.
+    fn gold_mean(&mut self) -> Option<f64> {
+        let prompts = &self.gold.as_ref()?.prompts;
+        let requests: Vec<Request> = (0u64..)
+            .zip(prompts)
+            .map(|(prompt_id, ids)| Request { ids: ids.clone(), samples: 1, prompt_id })
+            .collect();
+        let seed = Stream::new(self.config.common.seed, "gold", &[]).next_u64();
+        let responses = self.generate(&requests, seed);
+        let judge = &self.gold.as_ref()?.judge;
+        let worth = responses.iter().map(|r| judge(r.request, &r.ids, r.finish == Finish::Stop));
+        (!responses.is_empty()).then(|| worth.sum::<f64>() / responses.len() as f64)
+    }
+
+    fn draw_samples(
+        &mut self,
+        prompts: &[SamplePrompt],
+        step: u64,
+        run: &mut RunDir,
+        host: &mut dyn Host,
+    ) -> Result<(), TrainError> {
+        let seed = self.config.common.seed;
+        draw_samples(&mut self.policy, Some(&mut self.reward_model), prompts, step, seed, run, host)
+    }
+
+    /// Responses of the policy, under the run's sampler.
+    fn generate(&mut self, requests: &[Request], seed: u64) -> Vec<Response> {
         let config = SamplerConfig {
             temperature: self.config.temperature as f32,
             top_k: self.config.top_k,
@@ -219,22 +276,14 @@ impl<'c> PpoTask<'c> {
             stop_strings: Vec::new(),
             vocab: self.policy.model.tokenizer_vocab(),
         };
-        let seed = self.config.common.seed;
         let (cpu, decoder, params, tape) = self.policy.engine_parts();
-        let responses: Vec<Response> = Engine::new(cpu, decoder, params, Limits::usual(), tape).generate(
-            &requests,
+        Engine::new(cpu, decoder, params, Limits::usual(), tape).generate(
+            requests,
             &config,
             seed,
             &|_| String::new(),
             &mut |_| Flow::Continue,
-        );
-        Rollout {
-            prompts: requests.into_iter().map(|request| request.ids).collect(),
-            stopped: responses.iter().map(|r| r.finish == Finish::Stop).collect(),
-            logprob_m: responses.iter().flat_map(|r| r.logprobs.iter().copied()).collect(),
-            window_tokens: responses.iter().map(|r| r.ids.len()).max().unwrap_or(0),
-            responses: responses.into_iter().map(|r| r.ids).collect(),
-        }
+        )
     }
 
     fn parts(&self, rollout: &Rollout, which: &[usize]) -> Vec<Vec<usize>> {
@@ -478,7 +527,7 @@ pub fn train(task: &mut PpoTask<'_>, context: RunContext<'_>) -> Result<Outcome,
         task.state = state.ppo;
         monitor = state.monitor;
     } else {
-        draw_samples(&mut task.policy, &samples, 0, common.seed, run, host)?;
+        task.draw_samples(&samples, 0, run, host)?;
     }
 
     let meter = Meter::start(Stage::Ppo, "train", "step", task.state.step, total, host.now_s());
@@ -496,7 +545,10 @@ pub fn train(task: &mut PpoTask<'_>, context: RunContext<'_>) -> Result<Outcome,
         metrics.put("epoch", order.epochs_after(step));
         let due = common.eval_steps > 0 && step.is_multiple_of(common.eval_steps);
         if due || step == total {
-            draw_samples(&mut task.policy, &samples, step, common.seed, run, host)?;
+            if let Some(gold) = task.gold_mean() {
+                metrics.put("samples/gold", gold);
+            }
+            task.draw_samples(&samples, step, run, host)?;
         }
         run.record(host, step, &metrics)?;
         let alarms = monitor.observe(&Observation::of_metrics(step, &metrics));
@@ -535,7 +587,7 @@ struct Checkpointed {
 
 fn save_checkpoint(
     task: &PpoTask<'_>,
-    run: &mut crate::run::RunDir,
+    run: &mut RunDir,
     now_s: f64,
     monitor: &Monitor,
 ) -> Result<(), TrainError> {

@@ -6,6 +6,7 @@
 //! RUN/metrics.jsonl            one object a step: step, time_s, metrics
 //! RUN/samples.jsonl            responses to the fixed prompts over time
 //! RUN/alarms.jsonl             alarms raised and cleared
+//! RUN/tensorboard/             metrics.jsonl as TensorBoard reads it, if asked for
 //! RUN/checkpoints/step-N/      everything needed to go on after step N, and checkpoint.json with the hash of each file
 //! RUN/model/  RUN/report.html  at the end
 //! RUN/.lock                    held by the process that writes
@@ -36,6 +37,7 @@ use crate::metrics::Metrics;
 use crate::monitor::Alarm;
 use crate::progress::{Event, Host, Level, Sample};
 use crate::settings::RESUME_MAY_CHANGE;
+use crate::tensorboard::EventFile;
 
 /// Names in a run's directory.
 pub mod names {
@@ -56,7 +58,7 @@ pub mod names {
     /// What the run did, for people.
     pub const REPORT: &str = "report.html";
     /// TensorBoard's event files.
-    pub const EVENTS: &str = "events";
+    pub const TENSORBOARD: &str = "tensorboard";
     /// In a checkpoint: its files and their hashes.
     pub const CHECKPOINT: &str = "checkpoint.json";
     pub(super) const LOCK: &str = ".lock";
@@ -169,6 +171,7 @@ pub struct RunDir {
     out: PathBuf,
     manifest: Manifest,
     logs: Logs,
+    tensorboard: Option<Tensorboard>,
     last_step: u64,
     clock: Clock,
     checkpoints_max: Option<usize>,
@@ -185,6 +188,14 @@ pub struct Resumed {
     pub checkpoint: Option<Checkpoint>,
     /// What was found and done, one sentence each.
     pub notes: Vec<String>,
+}
+
+/// The copy of the log that TensorBoard reads.
+#[derive(Debug)]
+struct Tensorboard {
+    events: EventFile,
+    /// Unix time at which the run would have begun if it had never been interrupted.
+    began_unix_s: f64,
 }
 
 /// Time that the run took before this process, and the caller's clock when this process began.
@@ -213,6 +224,7 @@ impl RunDir {
             out: out.to_owned(),
             manifest: manifest.clone(),
             logs: Logs::open(out)?,
+            tensorboard: None,
             last_step: 0,
             clock: Clock { before_s: 0.0, began_s: now_s },
             checkpoints_max: None,
@@ -265,6 +277,7 @@ impl RunDir {
             out: out.to_owned(),
             manifest: was,
             logs,
+            tensorboard: None,
             last_step,
             clock: Clock { before_s, began_s: now_s },
             checkpoints_max: None,
@@ -278,6 +291,20 @@ impl RunDir {
     /// Keeps only the newest checkpoints from now on (`save_total_limit`).
     pub fn keep_checkpoints(&mut self, limit: Option<u64>) {
         self.checkpoints_max = limit.map(|limit| usize::try_from(limit).unwrap_or(usize::MAX).max(1));
+    }
+
+    /// Copies `metrics.jsonl` to a TensorBoard event file, what is there and what comes. Earlier event files are removed:
+    /// they may hold steps that a resumed run does again. `unix_s` and `now_s` are the same moment, on the wall and on the
+    /// caller's clock.
+    pub fn write_tensorboard(&mut self, unix_s: f64, now_s: f64) -> Result<(), TrainError> {
+        let mut events = EventFile::replace_all(&self.out.join(names::TENSORBOARD), unix_s)?;
+        let began_unix_s = unix_s - self.time_s(now_s);
+        for Step { step, time_s, values } in read_steps(&self.out)? {
+            let values = values.iter().map(|(name, value)| (name.as_str(), *value));
+            events.step(began_unix_s + time_s, step, values)?;
+        }
+        self.tensorboard = Some(Tensorboard { events, began_unix_s });
+        Ok(())
     }
 
     /// The directory.
@@ -314,7 +341,7 @@ impl RunDir {
         Ok(())
     }
 
-    /// Writes a step's numbers to `metrics.jsonl`.
+    /// Writes a step's numbers to `metrics.jsonl`, and to its copies.
     ///
     /// # Panics
     ///
@@ -322,6 +349,9 @@ impl RunDir {
     pub fn log(&mut self, step: u64, time_s: f64, metrics: &Metrics) -> Result<(), TrainError> {
         assert!(step > self.last_step, "step {step} is logged after step {}", self.last_step);
         self.logs.metrics.append(&MetricsLine { step, time_s: round_to_ms(time_s), metrics })?;
+        if let Some(Tensorboard { events, began_unix_s }) = &mut self.tensorboard {
+            events.step(*began_unix_s + time_s, step, metrics.iter())?;
+        }
         self.last_step = step;
         Ok(())
     }
@@ -522,6 +552,42 @@ struct MetricsLine<'a> {
     time_s: f64,
     #[serde(flatten)]
     metrics: &'a Metrics,
+}
+
+/// A line of `metrics.jsonl`, read back.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Step {
+    /// The step.
+    pub step: u64,
+    /// Seconds since the run began.
+    pub time_s: f64,
+    /// Its numbers by name; NaN where the number was not finite.
+    pub values: BTreeMap<String, f64>,
+}
+
+/// Every line of a run's `metrics.jsonl`, in order.
+pub fn read_steps(out: &Path) -> Result<Vec<Step>, TrainError> {
+    let lines: Vec<BTreeMap<String, Option<f64>>> = read_lines(&out.join(names::METRICS))?;
+    let step = |line: BTreeMap<String, Option<f64>>| {
+        let mut values: BTreeMap<String, f64> =
+            line.into_iter().map(|(name, value)| (name, value.unwrap_or(f64::NAN))).collect();
+        let step = values.remove("step").unwrap_or(0.0) as u64;
+        Step { step, time_s: values.remove("time_s").unwrap_or(0.0), values }
+    };
+    Ok(lines.into_iter().map(step).collect())
+}
+
+/// Every line of a log.
+pub fn read_lines<T: DeserializeOwned>(path: &Path) -> Result<Vec<T>, TrainError> {
+    let text = fs::read_to_string(path).map_err(TrainError::read(path))?;
+    let parse = |(i, line): (usize, &str)| {
+        serde_json::from_str(line).map_err(|error| TrainError::Damaged {
+            file: path.to_owned(),
+            found: format!("line {}: {error}", i + 1),
+            expected: "a JSON object on each line".into(),
+        })
+    };
+    text.lines().enumerate().map(parse).collect()
 }
 
 fn round_to_ms(time_s: f64) -> f64 {

@@ -1,9 +1,10 @@
 //! Responses to a few fixed prompts over time: what the curves cannot show.
 
+use polity_compute::Batch;
 use polity_lm::engine::{Engine, Flow, Limits, Request, SamplerConfig};
 
 use crate::error::TrainError;
-use crate::learner::Learner;
+use crate::learner::{Frozen, Learner};
 use crate::progress::{Event, Host, Sample};
 use crate::run::RunDir;
 
@@ -20,9 +21,11 @@ pub struct SamplePrompt {
 const SAMPLE_TOKENS_MAX: usize = 64;
 
 /// Draws one response to each prompt at temperature 1 (the same random numbers every time, so that two steps
-/// differ by the model alone), and writes and tells them. A model with a scalar head has nothing to say.
+/// differ by the model alone), and writes and tells them, with the reward model's score where there is one. A model with
+/// a scalar head has nothing to say.
 pub(crate) fn draw_samples(
     learner: &mut Learner<'_>,
+    mut reward_model: Option<&mut Frozen<'_>>,
     prompts: &[SamplePrompt],
     step: u64,
     seed: u64,
@@ -62,6 +65,10 @@ pub(crate) fn draw_samples(
     );
     for response in responses {
         let prompt_index = requests[response.request].prompt_id as usize;
+        let score = reward_model
+            .as_mut()
+            .and_then(|model| score(model, &prompts[prompt_index].ids, &response.ids))
+            .map(f64::from);
         let sample = Sample {
             step,
             prompt_index,
@@ -69,10 +76,22 @@ pub(crate) fn draw_samples(
             response: tokenizer.decode(&response.ids, true)?,
             response_tokens: response.ids.len() as u64,
             stopped: response.finish == polity_lm::engine::Finish::Stop,
-            score: None,
+            score,
         };
         run.log_sample(&sample)?;
         host.event(Event::Sample(&sample));
     }
     Ok(())
+}
+
+/// The reward model's score of a response; `None` where it has no position for the last token.
+fn score(model: &mut Frozen<'_>, prompt: &[u32], response: &[u32]) -> Option<f32> {
+    if prompt.len() + response.len() > model.model.config.positions_max {
+        return None;
+    }
+    let mut batch = Batch::new();
+    let prompt = batch.push(prompt, None);
+    let response = batch.push(response, Some(prompt));
+    let last = batch.last_row(response)?;
+    model.scalars(&batch, &[last]).first().copied()
 }

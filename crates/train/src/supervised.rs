@@ -105,7 +105,7 @@ pub fn train<'c, T: Task<'c>>(
         task.learner().tokens = state.tokens;
         (step, monitor) = (state.step, state.monitor);
     } else {
-        draw_samples(task.learner(), &samples, 0, common.seed, run, host)?;
+        draw_samples(task.learner(), None, &samples, 0, common.seed, run, host)?;
     }
 
     let meter = Meter::start(T::STAGE, "train", "step", step, total, host.now_s());
@@ -131,7 +131,7 @@ pub fn train<'c, T: Task<'c>>(
             if task.eval_rows() > 0 {
                 task.evaluate(&mut metrics)?;
             }
-            draw_samples(task.learner(), &samples, step, common.seed, run, host)?;
+            draw_samples(task.learner(), None, &samples, step, common.seed, run, host)?;
         }
         run.record(host, step, &metrics)?;
         let alarms = monitor.observe(&Observation::of_metrics(step, &metrics));

@@ -9,3 +9,4 @@ mod generate;
 mod measure;
 mod support;
 mod talk;
+mod train;

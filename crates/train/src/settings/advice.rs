@@ -39,7 +39,7 @@ const FOREIGN: &[(&str, &str)] = &[
     ("label_smoothing_factor", "not supported"),
     ("local_rollout_forward_batch_size", "tokens_per_micro_batch bounds memory without changing results"),
     ("log_with", "write report_to"),
-    ("logging_dir", "event files are in RUN/events"),
+    ("logging_dir", "event files are in RUN/tensorboard"),
     ("lr", "write learning_rate"),
     ("max_completion_length", "write max_length, of prompt and response together"),
     ("max_prompt_length", "write max_length, of prompt and response together"),

@@ -49,7 +49,7 @@ choices! {
     pub enum ReportTo {
         /// Nowhere.
         None = "none",
-        /// Event files in `RUN/events`.
+        /// TensorBoard event files in `RUN/tensorboard`.
         Tensorboard = "tensorboard",
     }
 }
@@ -121,7 +121,7 @@ settings! {
         gradient_checkpointing: bool = false;
         /// Tokens computed together. Bounds memory; gradients do not depend on it.
         tokens_per_micro_batch: usize = 512, AT_LEAST_ONE, "a part needs a token";
-        /// Where metrics go besides metrics.jsonl.
+        /// Where metrics go besides metrics.jsonl: tensorboard writes event files to RUN/tensorboard.
         report_to: ReportTo = ReportTo::None;
         /// Stop, with a checkpoint, when the stability monitor raises a critical alarm.
         stop_on_alarm: bool = false;

@@ -1,0 +1,118 @@
+//! Stopping and going on: what Ctrl-C does to a training run.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+
+use crate::support::{Run, command, polity, run_of, stories, text};
+
+/// Rows in a file.
+fn write_rows(file: &Path, rows: usize, words: usize) {
+    let row = |i: usize| {
+        let completion = " and they played".repeat(words);
+        format!("{}\n", json!({"prompt": format!("Day {i}: Lily and Tom"), "completion": completion}))
+    };
+    fs::write(file, (0..rows).map(row).collect::<String>()).unwrap();
+}
+
+fn sft(data: &Path, out: &Path, more: &[&str]) -> Vec<String> {
+    let (model, data, out) = (stories(), text(data), text(out));
+    let args = ["train", "sft", "--model", &model, "--data", &data, "--out", &out];
+    args.iter().chain(more).map(|word| (*word).to_owned()).collect()
+}
+
+fn start(args: &[String]) -> Child {
+    command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
+}
+
+fn interrupt(child: &Child) {
+    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success(), "the run is still there");
+}
+
+fn wait_for(what: &str, holds: impl Fn() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(120), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// Lines of the log without the times.
+fn metrics(run: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
+    text.lines()
+        .map(|line| {
+            let mut step: Value = serde_json::from_str(line).unwrap();
+            step.as_object_mut().unwrap().remove("time_s").unwrap();
+            step
+        })
+        .collect()
+}
+
+fn report(run: &Path) -> String {
+    fs::read_to_string(run.join("report.html")).unwrap()
+}
+
+fn lines(run: &Path) -> usize {
+    fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
+}
+
+#[test]
+#[cfg(unix)]
+fn a_stopped_run_goes_on_to_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, whole, stopped) =
+        (dir.path().join("rows.jsonl"), dir.path().join("whole"), dir.path().join("stopped"));
+    write_rows(&data, 40, 3);
+    let more = ["--set", "max_steps=120", "--set", "save_steps=0", "--set", "sample_prompts=0"];
+    polity(sft(&data, &whole, &more)).ok();
+
+    let child = start(&sft(&data, &stopped, &more));
+    wait_for("some steps", || lines(&stopped) >= 5);
+    interrupt(&child);
+    let Run { code, stdout, stderr } = run_of(child.wait_with_output().unwrap());
+    assert_eq!((code, stdout.as_str()), (130, ""), "{stderr}");
+    assert!(stderr.contains("press Ctrl-C again to stop at once"), "{stderr}");
+    assert!(stderr.contains("a checkpoint was saved") && stderr.contains("--resume"), "{stderr}");
+    let done = metrics(&stopped).len();
+    assert!((5..120).contains(&done) && !stopped.join("model").exists(), "{done} steps");
+    assert!(
+        report(&stopped).contains(&format!("{done} steps in")) && report(&stopped).contains("not finished")
+    );
+    assert!(stopped.join(format!("checkpoints/step-{done}")).is_dir());
+
+    polity(sft(&data, &stopped, &[&more[..], &["--resume"]].concat())).ok();
+    let weights = |run: &Path| fs::read(run.join("model/model.safetensors")).unwrap();
+    assert!(weights(&whole) == weights(&stopped), "weights differ");
+    assert_eq!(metrics(&whole), metrics(&stopped));
+    for run in [&whole, &stopped] {
+        let html = report(run);
+        for expect in ["120 steps in", ", finished 20", "40 training rows", "max_steps</td><td>120", "Loss"] {
+            assert!(html.contains(expect), "{expect:?} is missing");
+        }
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn a_second_ctrl_c_stops_at_once() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("rows.jsonl"), dir.path().join("run"));
+    // One step takes far longer than the test.
+    write_rows(&data, 2000, 60);
+    let more = ["--set", "per_device_train_batch_size=2000", "--set", "sample_prompts=0"];
+    let child = start(&sft(&data, &out, &more));
+    wait_for("the run", || out.join("resolved.toml").exists());
+    std::thread::sleep(Duration::from_millis(300));
+    interrupt(&child);
+    std::thread::sleep(Duration::from_millis(100));
+    interrupt(&child);
+    let Run { code, stderr, .. } = run_of(child.wait_with_output().unwrap());
+    assert_eq!(code, 130, "{stderr}");
+    assert!(stderr.contains("press Ctrl-C again") && !stderr.contains("was saved"), "{stderr}");
+    assert_eq!(lines(&out), 0, "it did not wait for the step");
+}
