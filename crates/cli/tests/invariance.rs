@@ -1,7 +1,7 @@
-//! A run that is killed at some step and resumed ends in the same bits as one that was left alone.
+//! What must not change a run: being killed and resumed, the number of threads, how a step is cut into parts.
 //!
-//! A real process is killed with SIGKILL while it trains, for each trainer: weights, moments, critic, controller and
-//! the log must not show it.
+//! A real process is killed with SIGKILL while it trains, for each trainer, and goes on with another number of threads:
+//! weights, moments, critic, controller and the log must not show it.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -51,12 +51,6 @@ fn rows_with(dir: &Path, all: &Path, keys: &[&str]) -> PathBuf {
     file
 }
 
-fn polity(args: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_polity"));
-    command.args(args).stdout(Stdio::null()).stderr(Stdio::null());
-    command
-}
-
 fn metrics(run: &Path) -> Vec<serde_json::Value> {
     let text = std::fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
     text.lines()
@@ -68,26 +62,26 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
         .collect()
 }
 
-/// Trains once in one go and once with a kill after `kill_after` steps.
-fn check(stage: &str, data: &Path, extra: &[&str], kill_after: usize, dir: &Path) -> PathBuf {
+/// `polity train STAGE` on stories260k.
+fn train(stage: &str, data: &Path, out: &Path, sets: &[&str], extra: &[&str]) -> Command {
     let model = shared("models/stories260k");
-    let (whole, broken) = (dir.join(format!("{stage}_whole")), dir.join(format!("{stage}_broken")));
-    let arguments = |out: &Path| {
-        let mut args: Vec<String> = ["train", stage, "--model"].map(str::to_owned).to_vec();
-        args.extend([model.display().to_string(), "--data".into(), data.display().to_string()]);
-        args.extend(["--out".into(), out.display().to_string()]);
-        for set in
-            ["max_steps=40", "save_steps=3", "save_total_limit=2", "learning_rate=1e-3", "max_length=64"]
-        {
-            args.extend(["--set".into(), set.into()]);
-        }
-        args.extend(extra.iter().map(|&arg| arg.to_owned()));
-        args
-    };
-    let run = |args: &[String]| polity(&args.iter().map(String::as_str).collect::<Vec<_>>());
-    assert!(run(&arguments(&whole)).status().unwrap().success(), "{stage}");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_polity"));
+    command.args(["train", stage, "--model"]).arg(model).arg("--data").arg(data).arg("--out").arg(out);
+    for set in sets {
+        command.args(["--set", set]);
+    }
+    command.args(extra).stdout(Stdio::null()).stderr(Stdio::null());
+    command
+}
 
-    let mut child = run(&arguments(&broken)).spawn().unwrap();
+/// Trains once in one go on one thread and once on three, with a kill after `kill_after` steps.
+fn check(stage: &str, data: &Path, extra: &[&str], kill_after: usize, dir: &Path) -> PathBuf {
+    let (whole, broken) = (dir.join(format!("{stage}_whole")), dir.join(format!("{stage}_broken")));
+    let sets = ["max_steps=40", "save_steps=3", "save_total_limit=2", "learning_rate=1e-3", "max_length=64"];
+    let run = |out: &Path, more: &[&str]| train(stage, data, out, &sets, &[extra, more].concat());
+    assert!(run(&whole, &["--threads", "1"]).status().unwrap().success(), "{stage}");
+
+    let mut child = run(&broken, &["--threads", "3"]).spawn().unwrap();
     let started = Instant::now();
     while metrics(&broken).len() < kill_after && child.try_wait().unwrap().is_none() {
         assert!(started.elapsed() < Duration::from_secs(300), "{stage}: no step in five minutes");
@@ -97,9 +91,7 @@ fn check(stage: &str, data: &Path, extra: &[&str], kill_after: usize, dir: &Path
     if child.try_wait().unwrap().is_none() {
         child.kill().unwrap();
         child.wait().unwrap();
-        let mut args = arguments(&broken);
-        args.push("--resume".into());
-        assert!(run(&args).status().unwrap().success(), "{stage}: resume");
+        assert!(run(&broken, &["--threads", "2", "--resume"]).status().unwrap().success(), "{stage}: resume");
     }
     assert_eq!(metrics(&whole), metrics(&broken), "{stage}: metrics");
     assert_eq!(metrics(&whole).len(), 40, "{stage}");
@@ -113,8 +105,36 @@ fn check(stage: &str, data: &Path, extra: &[&str], kill_after: usize, dir: &Path
     whole
 }
 
+/// Three steps of eight rows at once, and of one row at a time: the same rows, losses and gradients. Sums over the parts of a
+/// step are rounded where they meet, so not to the bit.
+fn check_parts(stage: &str, data: &Path, extra: &[&str], dir: &Path) -> PathBuf {
+    let run = |name: &str, batch: &str, parts: &str, tokens: &str| {
+        let out = dir.join(format!("{stage}_{name}"));
+        let sets = [batch, parts, tokens, "max_steps=3", "learning_rate=1e-4", "max_length=64"];
+        assert!(train(stage, data, &out, &sets, extra).status().unwrap().success(), "{stage} {name}");
+        out
+    };
+    let (batch, tokens) = ("per_device_train_batch_size", "tokens_per_micro_batch");
+    let at_once =
+        run("8x1", &format!("{batch}=8"), "gradient_accumulation_steps=1", &format!("{tokens}=100000"));
+    let in_parts = run("1x8", &format!("{batch}=1"), "gradient_accumulation_steps=8", &format!("{tokens}=1"));
+    let (at_once_metrics, in_parts_metrics) = (metrics(&at_once), metrics(&in_parts));
+    assert_eq!((at_once_metrics.len(), in_parts_metrics.len()), (3, 3), "{stage}");
+    for (expect, got) in at_once_metrics.iter().zip(&in_parts_metrics) {
+        for (name, expect) in expect.as_object().unwrap() {
+            let (expect, got) = (expect.as_f64().unwrap(), got[name].as_f64().unwrap());
+            // Measured 3e-6.
+            assert!(
+                (got - expect).abs() <= 3e-5 * expect.abs().max(1.0),
+                "{stage}: {name} {got}, at once {expect}"
+            );
+        }
+    }
+    at_once
+}
+
 #[test]
-fn a_killed_run_ends_in_the_same_bits() {
+fn a_run_killed_and_resumed_on_other_threads_ends_in_the_same_bits() {
     let dir = tempfile::tempdir().unwrap();
     let all = rows(dir.path());
     let pairs = rows_with(dir.path(), &all, &["prompt", "chosen", "rejected"]);
@@ -136,4 +156,18 @@ fn a_killed_run_ends_in_the_same_bits() {
         "num_mini_batches=2",
     ];
     check("ppo", &prompts, &ppo, 7, dir.path());
+}
+
+#[test]
+fn a_step_is_the_same_however_it_is_cut() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = rows(dir.path());
+    let pairs = rows_with(dir.path(), &all, &["prompt", "chosen", "rejected"]);
+    let demonstrations = rows_with(dir.path(), &all, &["prompt", "completion"]);
+    let prompts = rows_with(dir.path(), &all, &["prompt"]);
+    check_parts("sft", &demonstrations, &[], dir.path());
+    check_parts("dpo", &pairs, &[], dir.path());
+    let reward = check_parts("reward", &pairs, &[], dir.path()).join("model");
+    let ppo = ["--reward-model", reward.to_str().unwrap(), "--set", "response_length=8"];
+    check_parts("ppo", &prompts, &ppo, dir.path());
 }
