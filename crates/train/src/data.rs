@@ -162,7 +162,9 @@ impl Limit {
         if report.used == 0 {
             let hint = match (report.rows, report.dropped.len(), report.untrained.len()) {
                 (0, _, _) => "the file has no rows".to_owned(),
-                (_, 0, _) => "no row has a token to learn from; check the completion and the template's generation marks".into(),
+                (_, 0, _) => "nothing in them would be learnt: completions are empty, the two responses of each pair are the \
+                              same, or the chat template marks nothing as generated"
+                    .into(),
                 _ => format!("rows are longer than {} tokens; raise max_length or shorten them", self.max),
             };
             return Err(TrainError::Preflight {

@@ -4,6 +4,7 @@
 //! directories.
 
 mod bad_input;
+mod bad_training;
 mod chat;
 mod generate;
 mod measure;
