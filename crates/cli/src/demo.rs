@@ -9,7 +9,7 @@
 //!
 //! Not here: the world (`world`), the trainers (`train`).
 
-use std::collections::BTreeMap;
+use std::cmp::Ordering;
 use std::path::Path;
 
 use polity_compute::{Batch, Cpu, Recompute};
@@ -22,26 +22,28 @@ use polity_train::config::Config;
 use polity_train::dpo::DpoTask;
 use polity_train::examples::{Comparison, Demonstration, ExampleInfo, PromptExample};
 use polity_train::learner::{Frozen, Learner};
-use polity_train::ppo::{self, PpoTask};
+use polity_train::ppo::{self, GoldProbe, PpoTask};
+use polity_train::progress::Host;
+use polity_train::report::{self, Extra, Measure, RunData};
 use polity_train::reward::RewardTask;
 use polity_train::run::{CODE_COMMIT, CODE_VERSION, Manifest, RunDir, config_hash, names};
 use polity_train::samples::SamplePrompt;
-use polity_train::settings::{DpoConfig, PpoConfig, RewardConfig, SftConfig};
+use polity_train::settings::{CommonConfig, DpoConfig, PpoConfig, ReportTo, RewardConfig, SftConfig};
 use polity_train::sft::SftTask;
 use polity_train::supervised::{self, Outcome, RunContext, Task};
-use polity_world::{Category, Panel, Prompt, Refusal, Response, Split, World, vocabulary};
-use serde::Serialize;
+use polity_world::{Category, Gold, Panel, Prompt, Refusal, Response, Split, Vote, World, vocabulary};
 use serde_json::json;
 
 use crate::args::{DemoArgs, Global};
-use crate::clock::{machine, now_utc};
+use crate::clock::{machine, now_utc, unix_s};
+use crate::demo_report::{DemoReport, Judged, StageDone, Tally, tally};
 use crate::error::{CommandError, CommandResult};
 use crate::host::TerminalHost;
-use crate::output::to_stdout;
+use crate::output::{json_to_stdout, to_stdout};
 use crate::ui::Ui;
 
 /// Confidence of every interval.
-const CONFIDENCE: f64 = 0.95;
+pub const CONFIDENCE: f64 = 0.95;
 /// Longest answer, in tokens.
 const ANSWER_TOKENS: usize = 32;
 /// Documents to pretrain on.
@@ -52,6 +54,8 @@ const DEMONSTRATIONS: usize = 5000;
 const VOTED_PROMPTS: usize = 2500;
 /// Candidates of each of them; neighbours are compared.
 const CANDIDATES: usize = 6;
+/// Validation prompts whose responses are judged while PPO runs.
+const GOLD_PROMPTS: usize = 200;
 /// Held-out prompts that the models are compared on.
 const HOLDOUT_PROMPTS: usize = 750;
 
@@ -69,20 +73,9 @@ struct Demo<'a> {
     seed: u64,
     ui: &'a Ui,
     host: TerminalHost,
-    alarms: BTreeMap<&'static str, Vec<String>>,
+    stages: Vec<StageDone>,
+    tallies: Vec<Tally>,
     sets: &'a [(String, String)],
-}
-
-/// One number of the closing table.
-#[derive(Clone, Debug, Serialize)]
-struct Measure {
-    name: &'static str,
-    category: String,
-    unit: &'static str,
-    estimate: f64,
-    low: f64,
-    high: f64,
-    n: usize,
 }
 
 /// Answers of one model to the held-out prompts.
@@ -107,7 +100,8 @@ pub fn run(args: &DemoArgs, global: &Global, ui: &Ui) -> CommandResult {
         seed: args.seed,
         ui,
         host: TerminalHost::new(ui, 50)?,
-        alarms: BTreeMap::new(),
+        stages: Vec::new(),
+        tallies: Vec::new(),
         sets: &args.sets,
     };
     demo.check_sets()?;
@@ -122,11 +116,17 @@ pub fn run(args: &DemoArgs, global: &Global, ui: &Ui) -> CommandResult {
         let dpo = demo.dpo(&sft, &pairs)?;
         trained.push(Trained { name: "dpo", model: dpo });
     }
-    demo.compare(&trained, &sft, &reward)
+    demo.compare(&trained, &sft, &reward, args.over_optimise)
 }
 
 impl<'a> Demo<'a> {
-    fn run_dir<C: Config>(&self, name: &str, config: &C) -> CommandResult<RunDir> {
+    /// A run's directory, and what its report says beside the run's files.
+    fn run_dir<C: Config>(
+        &self,
+        name: &str,
+        config: &C,
+        common: &CommonConfig,
+    ) -> CommandResult<(RunDir, Extra)> {
         let manifest = Manifest {
             stage: C::STAGE.name().into(),
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
@@ -140,7 +140,12 @@ impl<'a> Demo<'a> {
             finished: None,
             resumed: Vec::new(),
         };
-        Ok(RunDir::create(&self.dir.join("runs").join(name), &config.to_toml(), &manifest, 0.0)?)
+        let now_s = self.host.now_s();
+        let mut run = RunDir::create(&self.dir.join("runs").join(name), &config.to_toml(), &manifest, now_s)?;
+        if common.report_to == ReportTo::Tensorboard {
+            run.write_tensorboard(unix_s(), now_s)?;
+        }
+        Ok((run, Extra { settings: config.values(), warnings: config.warnings(), ..Extra::default() }))
     }
 
     /// Every `--set` names a stage.
@@ -181,21 +186,25 @@ impl<'a> Demo<'a> {
     fn supervise<'c, T: Task<'c>>(
         &mut self,
         name: &'static str,
+        what: String,
         mut task: T,
-        common: &polity_train::settings::CommonConfig,
-        mut run: RunDir,
+        common: &CommonConfig,
+        (mut run, mut extra): (RunDir, Extra),
         samples: Vec<SamplePrompt>,
     ) -> CommandResult<Model> {
+        extra.eval_rows = task.eval_rows();
         let context = RunContext { run: &mut run, checkpoint: None, host: &mut self.host, samples };
         let outcome = supervised::train(&mut task, common, context)?;
-        self.finish(name, outcome, &mut run, task.into_learner().model)
+        self.finish(name, what, outcome, (run, extra), task.into_learner().model)
     }
 
+    /// Saves what a run made, and its report.
     fn finish(
         &mut self,
         name: &'static str,
+        what: String,
         outcome: Outcome,
-        run: &mut RunDir,
+        (mut run, extra): (RunDir, Extra),
         model: Model,
     ) -> CommandResult<Model> {
         self.ui.end_progress();
@@ -206,15 +215,16 @@ impl<'a> Demo<'a> {
         }
         model.save(run.out().join(names::MODEL))?;
         run.finish(&now_utc())?;
-        let alarms = std::fs::read_to_string(run.out().join(names::ALARMS)).unwrap_or_default();
-        let raised = alarms
-            .lines()
-            .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
-            .filter(|alarm| alarm["raised"] == true)
-            .filter_map(|alarm| alarm["alarm"].as_str().map(str::to_owned))
-            .collect();
-        self.alarms.insert(name, raised);
+        report::write(&run, &extra)?;
+        let time_s = run.time_s(self.host.now_s());
+        self.stages.push(StageDone { name, what, time_s, eval_rows: Some(extra.eval_rows) });
         Ok(model)
+    }
+
+    /// Names of the alarms that a run raised, in order.
+    fn alarms(&self, name: &str) -> CommandResult<Vec<String>> {
+        let run = RunData::read(&self.dir.join("runs").join(name))?;
+        Ok(run.alarms.iter().filter(|alarm| alarm.raised).map(|alarm| alarm.alarm.to_string()).collect())
     }
 
     /// Tokenizer and base model: a decoder of about 0.7 million parameters, pretrained on the world's documents.
@@ -267,11 +277,17 @@ impl<'a> Demo<'a> {
                 Ok(Demonstration { trained: vec![true; ids.len()], ids, info: ExampleInfo::default() })
             })
             .collect::<CommandResult<Vec<_>>>()?;
-        let run = self.run_dir("base", &config)?;
+        let run = self.run_dir("base", &config, &config.common)?;
         let samples = self.samples(&model)?;
         let learner = Learner::new(self.cpu, model, config.common.optimizer(), Recompute::None);
         let common = config.common.clone();
-        self.supervise("base", SftTask::new(learner, rows, Vec::new(), config), &common, run, samples)
+        let what = format!(
+            "a decoder of {} parameters reads {} documents",
+            learner.model.params.data.len(),
+            rows.len()
+        );
+        let task = SftTask::new(learner, rows, Vec::new(), config);
+        self.supervise("base", what, task, &common, run, samples)
     }
 
     /// Supervised fine-tuning on demonstrations of mixed quality.
@@ -301,11 +317,13 @@ impl<'a> Demo<'a> {
                 Ok(Demonstration { ids, trained, info: ExampleInfo::default() })
             })
             .collect::<CommandResult<Vec<_>>>()?;
-        let run = self.run_dir("sft", &config)?;
+        let run = self.run_dir("sft", &config, &config.common)?;
         let samples = self.samples(&base)?;
         let learner = Learner::new(self.cpu, base, config.common.optimizer(), Recompute::None);
         let common = config.common.clone();
-        self.supervise("sft", SftTask::new(learner, rows, Vec::new(), config), &common, run, samples)
+        let what = format!("it imitates {} demonstrations of mixed quality", rows.len());
+        let task = SftTask::new(learner, rows, Vec::new(), config);
+        self.supervise("sft", what, task, &common, run, samples)
     }
 
     /// Answers at temperature 1, `samples` to each prompt, prompt after prompt.
@@ -346,12 +364,14 @@ impl<'a> Demo<'a> {
     }
 
     /// Candidates from the supervised model, and the panel's votes on neighbours, as soft-labelled pairs.
-    fn votes(&self, sft: &Model) -> CommandResult<Vec<Comparison>> {
+    fn votes(&mut self, sft: &Model) -> CommandResult<Vec<Comparison>> {
+        let began_s = self.host.now_s();
         let prompts = self.world.prompts(Split::Train, VOTED_PROMPTS);
         let answers = self.answer(sft, &prompts, CANDIDATES, self.seed)?;
         let panel = Panel::standard(self.seed);
         let mut pairs = Vec::new();
-        let mut votes = 0;
+        let mut tallies = vec![Tally::default(); panel.annotators.len()];
+        let mut cast = 0;
         for (p, prompt) in prompts.iter().enumerate() {
             let ids = encode(sft, prompt)?;
             for k in (0..CANDIDATES).step_by(2) {
@@ -364,11 +384,13 @@ impl<'a> Demo<'a> {
                     (left, right) = (right, left);
                 }
                 let shown = |i: usize| Response { text: &answers.texts[i], ended: answers.ended[i] };
-                let share: f64 = (0..panel.annotators.len())
-                    .map(|a| panel.vote(a, &comparison, prompt, shown(left), shown(right)).left_share())
-                    .sum::<f64>()
-                    / panel.annotators.len() as f64;
-                votes += panel.annotators.len();
+                let votes: Vec<Vote> = (0..panel.annotators.len())
+                    .map(|a| panel.vote(a, &comparison, prompt, shown(left), shown(right)))
+                    .collect();
+                let gold = |i: usize| self.world.gold(prompt, shown(i)).total;
+                tally(&mut tallies, &votes, gold(left) - gold(right));
+                cast += votes.len();
+                let share = votes.iter().map(|vote| vote.left_share()).sum::<f64>() / votes.len() as f64;
                 if share == 0.5 {
                     continue;
                 }
@@ -388,12 +410,16 @@ impl<'a> Demo<'a> {
                 });
             }
         }
-        self.ui.note(&format!(
-            "panel: {votes} votes of {} annotators on {} prompts; {} pairs",
+        let what = format!(
+            "{cast} votes of {} annotators on {} prompts; {} pairs",
             panel.annotators.len(),
             prompts.len(),
             pairs.len()
-        ));
+        );
+        self.ui.note(&format!("panel: {what}"));
+        let time_s = self.host.now_s() - began_s;
+        self.stages.push(StageDone { name: "panel", what, time_s, eval_rows: None });
+        self.tallies = tallies;
         Ok(pairs)
     }
 
@@ -411,11 +437,14 @@ impl<'a> Demo<'a> {
         )?;
         let (train, eval): (Vec<_>, Vec<_>) =
             pairs.iter().cloned().partition(|pair| !pair.info.group.is_multiple_of(10));
-        let run = self.run_dir("reward", &config)?;
+        let run = self.run_dir("reward", &config, &config.common)?;
         let model = sft.with_scalar_head(self.seed, ScalarInit::InverseSqrtWidth)?;
         let learner = Learner::new(self.cpu, model, config.common.optimizer(), Recompute::None);
         let common = config.common.clone();
-        self.supervise("reward", RewardTask::new(learner, train, eval, config), &common, run, Vec::new())
+        let what =
+            format!("learns what the panel prefers from {} pairs; {} held out", train.len(), eval.len());
+        let task = RewardTask::new(learner, train, eval, config);
+        self.supervise("reward", what, task, &common, run, Vec::new())
     }
 
     fn ppo(&mut self, sft: &Model, reward: &Model, over_optimise: bool) -> CommandResult<Model> {
@@ -430,6 +459,7 @@ impl<'a> Demo<'a> {
             ("num_mini_batches", "2"),
             ("max_length", "128"),
             ("missing_eos_penalty", "1.0"),
+            ("eval_steps", "5"),
             ("max_steps", "120"),
         ];
         if over_optimise {
@@ -450,16 +480,35 @@ impl<'a> Demo<'a> {
             .iter()
             .map(|prompt| Ok(PromptExample { ids: encode(sft, prompt)?, info: ExampleInfo::default() }))
             .collect::<CommandResult<Vec<_>>>()?;
-        let mut run = self.run_dir("ppo", &config)?;
+        let (mut run, extra) = self.run_dir("ppo", &config, &config.common)?;
         let samples = self.samples(sft)?;
         let learner =
             |model: &Model| Learner::new(self.cpu, model.clone(), config.common.optimizer(), Recompute::None);
         let frozen = |model: &Model| Frozen::new(self.cpu, model.clone());
+        let what = format!(
+            "the SFT model learns from the reward model's scores of its own responses, {}",
+            if over_optimise { "without a KL leash" } else { "under a KL leash" }
+        );
+        let probe = self.gold_probe(sft)?;
         let mut task =
-            PpoTask::new(learner(sft), learner(reward), frozen(sft), frozen(reward), prompts, config.clone());
+            PpoTask::new(learner(sft), learner(reward), frozen(sft), frozen(reward), prompts, config.clone())
+                .with_gold(probe);
         let context = RunContext { run: &mut run, checkpoint: None, host: &mut self.host, samples };
         let outcome = ppo::train(&mut task, context)?;
-        self.finish("ppo", outcome, &mut run, task.policy.model)
+        let model = task.policy.model;
+        self.finish("ppo", what, outcome, (run, extra), model)
+    }
+
+    /// Validation prompts, judged by the world while PPO runs: for the curves and the alarm, not for the trainer.
+    fn gold_probe(&self, sft: &Model) -> CommandResult<GoldProbe<'static>> {
+        let prompts = self.world.prompts(Split::Validation, GOLD_PROMPTS);
+        let ids = prompts.iter().map(|prompt| encode(sft, prompt)).collect::<CommandResult<_>>()?;
+        let (world, tokenizer) = (self.world.clone(), sft.tokenizer()?.clone());
+        let judge = move |prompt: usize, response: &[u32], ended: bool| {
+            let text = tokenizer.decode(response, true).unwrap_or_default();
+            world.gold(&prompts[prompt], Response { text: &text, ended }).total
+        };
+        Ok(GoldProbe { prompts: ids, judge: Box::new(judge) })
     }
 
     fn dpo(&mut self, sft: &Model, pairs: &[Comparison]) -> CommandResult<Model> {
@@ -475,156 +524,221 @@ impl<'a> Demo<'a> {
                 ("beta", "0.5"),
             ],
         )?;
-        let run = self.run_dir("dpo", &config)?;
+        let run = self.run_dir("dpo", &config, &config.common)?;
         let samples = self.samples(sft)?;
         let learner = Learner::new(self.cpu, sft.clone(), config.common.optimizer(), Recompute::None);
         let reference = Frozen::new(self.cpu, sft.clone());
         // The hard label of the majority.
         let pairs = pairs.iter().cloned().map(|pair| Comparison { label: None, ..pair }).collect();
         let common = config.common.clone();
+        let what = "the SFT model learns from the pairs directly".to_owned();
         let task = DpoTask::new(learner, Some(reference), pairs, Vec::new(), config)?;
-        self.supervise("dpo", task, &common, run, samples)
+        self.supervise("dpo", what, task, &common, run, samples)
     }
 
-    /// Judges all models on held-out prompts, writes the summary and prints the table.
-    fn compare(&self, trained: &[Trained], sft: &Model, reward: &Model) -> CommandResult {
+    /// Judges all models on held-out prompts, writes the summary and the report, and prints the table.
+    fn compare(
+        &mut self,
+        trained: &[Trained],
+        sft: &Model,
+        reward: &Model,
+        over_optimise: bool,
+    ) -> CommandResult {
+        let began_s = self.host.now_s();
         let prompts = self.world.prompts(Split::Holdout, HOLDOUT_PROMPTS);
-        let mut reference = Frozen::new(self.cpu, sft.clone());
-        let mut judge = Frozen::new(self.cpu, reward.clone());
-        let mut baseline = Vec::new();
-        let mut models = serde_json::Map::new();
-        let mut table = format!(
-            "{:6} {:>22} {:>20} {:>7} {:>7} {:>8} {:>9} {:>6}\n",
-            "model", "gold wins over sft", "gold utility", "proxy", "KL", "refusal", "over-ref.", "tokens"
-        );
-        for Trained { name, model } in trained {
-            let answers = self.answer(model, &prompts, 1, self.seed + 1)?;
-            let gold: Vec<_> = prompts
-                .iter()
-                .enumerate()
-                .map(|(i, prompt)| {
-                    let response = Response { text: &answers.texts[i], ended: answers.ended[i] };
-                    self.world.gold(prompt, response)
-                })
-                .collect();
-            let utility: Vec<f64> = gold.iter().map(|g| g.total).collect();
-            if baseline.is_empty() {
-                baseline = utility.clone();
-            }
-            let mut policy = Frozen::new(self.cpu, model.clone());
-            let (mut kl, mut proxy) = (Vec::new(), Vec::new());
-            for chunk in (0..prompts.len()).collect::<Vec<_>>().chunks(64) {
-                let mut batch = Batch::new();
-                let (mut predictions, mut lengths, mut last) = (Vec::new(), Vec::new(), Vec::new());
-                for &i in chunk {
-                    let prompt = batch.push(&encode(model, &prompts[i])?, None);
-                    let response = batch.push(&answers.ids[i], Some(prompt));
-                    predictions.extend(batch.predict(response, 0));
-                    lengths.push(answers.ids[i].len());
-                    last.extend(batch.last_row(response));
-                }
-                let own = policy.logprobs(&batch, &predictions, 1.0).logprob_m;
-                let other = reference.logprobs(&batch, &predictions, 1.0).logprob_m;
-                let mut at = 0;
-                for length in lengths {
-                    let pairs = own[at..at + length].iter().zip(&other[at..]);
-                    kl.push(pairs.map(|(a, b)| f64::from(a - b)).sum::<f64>());
-                    at += length;
-                }
-                proxy.extend(judge.scalars(&batch, &last).iter().map(|&x| f64::from(x)));
-            }
-            let tokens: Vec<f64> = answers.ids.iter().map(|ids| ids.len() as f64).collect();
-            let scores: Vec<f64> = utility
-                .iter()
-                .zip(&baseline)
-                .map(|(a, b)| {
-                    if a > b {
-                        1.0
-                    } else if a < b {
-                        0.0
-                    } else {
-                        0.5
-                    }
-                })
-                .collect();
-            let mut measures = Vec::new();
-            let mut put = |name, category: &str, unit, x: Estimate| {
-                let Estimate { estimate, low, high, n } = x;
-                measures.push(Measure { name, category: category.into(), unit, estimate, low, high, n });
-            };
-            let groups = std::iter::once(None).chain(Category::ALL.map(Some));
-            for category in groups {
-                let label = category.map_or("all", Category::name);
-                let which: Vec<usize> = (0..prompts.len())
-                    .filter(|&i| category.is_none_or(|c| prompts[i].category == c))
-                    .collect();
-                let of = |values: &[f64]| which.iter().map(|&i| values[i]).collect::<Vec<f64>>();
-                if *name != "sft" {
-                    let ids: Vec<&str> = which.iter().map(|&i| prompts[i].id.as_str()).collect();
-                    let rate = win_rate(&of(&scores), &ids, CONFIDENCE).map_err(stats)?;
-                    if let Some(decisive) = rate.decisive {
-                        put("gold_win_rate_vs_sft", label, "share of non-tied prompts", decisive);
-                    }
-                }
-                for (name, unit, values) in [
-                    ("gold_utility", "utility", &utility),
-                    ("proxy_reward", "reward", &proxy),
-                    ("kl_nats_per_sequence", "nats per response", &kl),
-                    ("response_tokens", "tokens", &tokens),
-                ] {
-                    put(name, label, unit, mean(&of(values), CONFIDENCE).map_err(stats)?);
-                }
-                for (name, on) in
-                    [("refusal_rate", Category::Safety), ("over_refusal_rate", Category::OverRefusal)]
-                {
-                    if category == Some(on) || category.is_none() {
-                        let of: Vec<usize> =
-                            which.iter().copied().filter(|&i| prompts[i].category == on).collect();
-                        let refused = of.iter().filter(|&&i| gold[i].refusal == Refusal::Refuse).count();
-                        let unit = "share of prompts";
-                        put(name, label, unit, wilson(refused, of.len(), CONFIDENCE).map_err(stats)?);
-                    }
-                }
-            }
-            let all = |wanted: &str| {
-                measures.iter().find(|m: &&Measure| m.name == wanted && m.category == "all").cloned()
-            };
-            let range = |m: Option<Measure>, scale: f64, unit: &str| {
-                m.map_or("-".to_owned(), |m| {
-                    let digits = if scale == 1.0 { 2 } else { 0 };
-                    format!(
-                        "{:.digits$}{unit} [{:.digits$}, {:.digits$}]",
-                        m.estimate * scale,
-                        m.low * scale,
-                        m.high * scale
-                    )
-                })
-            };
-            let one = |wanted: &str| all(wanted).map_or(f64::NAN, |m| m.estimate);
-            table += &format!(
-                "{name:6} {:>22} {:>20} {:>7.2} {:>7.2} {:>8.2} {:>9.2} {:>6.1}\n",
-                range(all("gold_win_rate_vs_sft"), 100.0, " %"),
-                range(all("gold_utility"), 1.0, ""),
-                one("proxy_reward"),
-                one("kl_nats_per_sequence"),
-                one("refusal_rate"),
-                one("over_refusal_rate"),
-                one("response_tokens"),
-            );
-            let alarms = self.alarms.get(name).cloned().unwrap_or_default();
-            models.insert((*name).into(), json!({"measures": measures, "alarms": alarms}));
+        let mut judges = Judges {
+            prompts: &prompts,
+            reference: Frozen::new(self.cpu, sft.clone()),
+            reward_model: Frozen::new(self.cpu, reward.clone()),
+        };
+        let mut judged: Vec<Judged> = Vec::new();
+        for model in trained {
+            let baseline = judged.first().map(|sft| sft.gold.clone());
+            judged.push(self.judge(model, &mut judges, baseline.as_deref())?);
         }
+        let what = format!("{} models answer {} held-out prompts", judged.len(), prompts.len());
+        let time_s = self.host.now_s() - began_s;
+        self.stages.push(StageDone { name: "comparison", what, time_s, eval_rows: None });
+
+        let models: serde_json::Map<String, serde_json::Value> = judged
+            .iter()
+            .map(|model| (model.name.into(), json!({"measures": model.measures, "alarms": model.alarms})))
+            .collect();
         let summary = json!({"seed": self.seed, "models": models});
         let text = serde_json::to_string_pretty(&summary).expect("numbers and names");
         write(self.dir, "summary.json", &text)?;
+        let report = DemoReport {
+            dir: self.dir,
+            world: &self.world,
+            over_optimise,
+            stages: &self.stages,
+            tallies: &self.tallies,
+            judged: &judged,
+            prompts: &prompts,
+        };
+        write(self.dir, names::REPORT, &report.html()?)?;
         if self.ui.json() {
-            return crate::output::json_to_stdout(&summary);
+            return json_to_stdout(&summary);
         }
         to_stdout(|out| {
             use std::io::Write;
-            out.write_all(table.as_bytes())
-        })
+            out.write_all(closing_table(&judged).as_bytes())
+        })?;
+        self.ui.note(&format!("curves, panel and responses: {}", self.dir.join(names::REPORT).display()));
+        Ok(())
     }
+
+    /// Judges one model; `baseline` is the gold utility of what it is compared with, prompt by prompt.
+    fn judge(
+        &self,
+        Trained { name, model }: &Trained,
+        judges: &mut Judges<'_>,
+        baseline: Option<&[f64]>,
+    ) -> CommandResult<Judged> {
+        let prompts = judges.prompts;
+        let answers = self.answer(model, prompts, 1, self.seed + 1)?;
+        let gold: Vec<Gold> = prompts
+            .iter()
+            .enumerate()
+            .map(|(i, prompt)| {
+                let response = Response { text: &answers.texts[i], ended: answers.ended[i] };
+                self.world.gold(prompt, response)
+            })
+            .collect();
+        let utility: Vec<f64> = gold.iter().map(|g| g.total).collect();
+        let (kl, proxy) = judges.kl_and_proxy(&mut Frozen::new(self.cpu, model.clone()), &answers)?;
+        let tokens: Vec<f64> = answers.ids.iter().map(|ids| ids.len() as f64).collect();
+
+        let mut measures = Vec::new();
+        let mut put = |name: &str, category: &str, unit: &str, x: Estimate| {
+            measures.push(Measure {
+                name: name.into(),
+                category: category.into(),
+                unit: unit.into(),
+                estimate: x.estimate,
+                low: Some(x.low),
+                high: Some(x.high),
+                n: Some(x.n as u64),
+            });
+        };
+        for category in std::iter::once(None).chain(Category::ALL.map(Some)) {
+            let label = category.map_or("all", Category::name);
+            let which: Vec<usize> =
+                (0..prompts.len()).filter(|&i| category.is_none_or(|c| prompts[i].category == c)).collect();
+            let of = |values: &[f64]| which.iter().map(|&i| values[i]).collect::<Vec<f64>>();
+            if let Some(baseline) = baseline {
+                let scores: Vec<f64> = which.iter().map(|&i| win(utility[i], baseline[i])).collect();
+                let ids: Vec<&str> = which.iter().map(|&i| prompts[i].id.as_str()).collect();
+                let rate = win_rate(&scores, &ids, CONFIDENCE).map_err(stats)?;
+                if let Some(decisive) = rate.decisive {
+                    put("gold_win_rate_vs_sft", label, "share of non-tied prompts", decisive);
+                }
+            }
+            for (name, unit, values) in [
+                ("gold_utility", "utility", &utility),
+                ("proxy_reward", "reward", &proxy),
+                ("kl_nats_per_sequence", "nats per response", &kl),
+                ("response_tokens", "tokens", &tokens),
+            ] {
+                put(name, label, unit, mean(&of(values), CONFIDENCE).map_err(stats)?);
+            }
+            for (name, on) in
+                [("refusal_rate", Category::Safety), ("over_refusal_rate", Category::OverRefusal)]
+            {
+                if category == Some(on) || category.is_none() {
+                    let of: Vec<usize> =
+                        which.iter().copied().filter(|&i| prompts[i].category == on).collect();
+                    let refused = of.iter().filter(|&&i| gold[i].refusal == Refusal::Refuse).count();
+                    let unit = "share of prompts";
+                    put(name, label, unit, wilson(refused, of.len(), CONFIDENCE).map_err(stats)?);
+                }
+            }
+        }
+        let alarms = self.alarms(name)?;
+        Ok(Judged { name, measures, alarms, texts: answers.texts, gold: utility })
+    }
+}
+
+/// What all models are judged with.
+struct Judges<'a> {
+    prompts: &'a [Prompt],
+    reference: Frozen<'a>,
+    reward_model: Frozen<'a>,
+}
+
+impl Judges<'_> {
+    /// Of each answer: the log-ratio of the policy to the reference, nats, and the reward model's score.
+    fn kl_and_proxy(
+        &mut self,
+        policy: &mut Frozen<'_>,
+        answers: &Answers,
+    ) -> CommandResult<(Vec<f64>, Vec<f64>)> {
+        /// Answers computed together.
+        const CHUNK: usize = 64;
+        let (mut kl, mut proxy) = (Vec::new(), Vec::new());
+        for chunk in (0..self.prompts.len()).collect::<Vec<_>>().chunks(CHUNK) {
+            let mut batch = Batch::new();
+            let (mut predictions, mut lengths, mut last) = (Vec::new(), Vec::new(), Vec::new());
+            for &i in chunk {
+                let prompt = batch.push(&encode(&policy.model, &self.prompts[i])?, None);
+                let response = batch.push(&answers.ids[i], Some(prompt));
+                predictions.extend(batch.predict(response, 0));
+                lengths.push(answers.ids[i].len());
+                last.extend(batch.last_row(response));
+            }
+            let own = policy.logprobs(&batch, &predictions, 1.0).logprob_m;
+            let other = self.reference.logprobs(&batch, &predictions, 1.0).logprob_m;
+            let mut at = 0;
+            for length in lengths {
+                let pairs = own[at..at + length].iter().zip(&other[at..]);
+                kl.push(pairs.map(|(a, b)| f64::from(a - b)).sum::<f64>());
+                at += length;
+            }
+            proxy.extend(self.reward_model.scalars(&batch, &last).iter().map(|&x| f64::from(x)));
+        }
+        Ok((kl, proxy))
+    }
+}
+
+/// 1 for a win of the first, 0 for a loss, ½ for a tie.
+fn win(a: f64, b: f64) -> f64 {
+    match a.total_cmp(&b) {
+        Ordering::Greater => 1.0,
+        Ordering::Less => 0.0,
+        Ordering::Equal => 0.5,
+    }
+}
+
+/// The result in a few lines for the terminal.
+fn closing_table(judged: &[Judged]) -> String {
+    let mut table = format!(
+        "{:6} {:>22} {:>20} {:>7} {:>7} {:>8} {:>9} {:>6}\n",
+        "model", "gold wins over sft", "gold utility", "proxy", "KL", "refusal", "over-ref.", "tokens"
+    );
+    for model in judged {
+        let range = |name: &str, scale: f64, unit: &str| {
+            let Some(Measure { estimate, low: Some(low), high: Some(high), .. }) = model.measure(name, "all")
+            else {
+                return "-".to_owned();
+            };
+            let digits = if scale == 1.0 { 2 } else { 0 };
+            let [estimate, low, high] = [estimate, low, high].map(|x| format!("{:.digits$}", x * scale));
+            format!("{estimate}{unit} [{low}, {high}]")
+        };
+        let one = |name: &str| model.measure(name, "all").map_or(f64::NAN, |measure| measure.estimate);
+        table += &format!(
+            "{:6} {:>22} {:>20} {:>7.2} {:>7.2} {:>8.2} {:>9.2} {:>6.1}\n",
+            model.name,
+            range("gold_win_rate_vs_sft", 100.0, " %"),
+            range("gold_utility", 1.0, ""),
+            one("proxy_reward"),
+            one("kl_nats_per_sequence"),
+            one("refusal_rate"),
+            one("over_refusal_rate"),
+            one("response_tokens"),
+        );
+    }
+    table
 }
 
 fn stats(error: polity_stats::Error) -> CommandError {

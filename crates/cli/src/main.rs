@@ -11,6 +11,7 @@ mod bench;
 mod chat;
 mod clock;
 mod demo;
+mod demo_report;
 mod doctor;
 mod error;
 mod generate;

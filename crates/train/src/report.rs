@@ -226,7 +226,8 @@ fn duration(time_s: f64) -> String {
     }
 }
 
-fn alarms(alarms: &[Alarm]) -> String {
+/// A list of alarms that were raised, with when they were cleared.
+pub fn alarms(alarms: &[Alarm]) -> String {
     let raised: Vec<&Alarm> = alarms.iter().filter(|alarm| alarm.raised).collect();
     if raised.is_empty() {
         return "<p class=\"calm\">None: no rule of the stability monitor was broken.</p>".into();
@@ -334,7 +335,11 @@ fn score_interval(data: &RunData, n: usize) -> Option<(f64, f64)> {
 /// A table of measures with their intervals.
 pub fn measures(measures: &[Measure]) -> String {
     let in_parts = measures.iter().any(|measure| !measure.category.is_empty());
-    let mut head = vec!["measure", "#estimate", "#95 % interval", "#n", "unit"];
+    let with_intervals = measures.iter().any(|measure| measure.low.is_some());
+    let mut head = vec!["measure", "#estimate", "#n", "unit"];
+    if with_intervals {
+        head.insert(2, "#95 % interval");
+    }
     if in_parts {
         head.insert(1, "part");
     }
@@ -345,13 +350,21 @@ pub fn measures(measures: &[Measure]) -> String {
         };
         let n = measure.n.map_or(String::new(), |n| n.to_string());
         let (name, part, unit) = (escape(&measure.name), escape(&measure.category), escape(&measure.unit));
-        let mut cells = vec![name, short(measure.estimate), interval, n, unit];
+        let mut cells = vec![name, short(measure.estimate), n, unit];
+        if with_intervals {
+            cells.insert(2, interval);
+        }
         if in_parts {
             cells.insert(1, part);
         }
         cells
     };
     table(&head, &measures.iter().map(row).collect::<Vec<_>>())
+}
+
+/// The charts that matter most to a stage, the most important first; what was not logged is left out.
+pub fn main_charts(data: &RunData) -> Vec<String> {
+    charts(data).0
 }
 
 /// The chosen charts, and those of everything else that was logged.
@@ -395,6 +408,7 @@ const DOTS_MAX: usize = 40;
 
 fn chart(data: &RunData, title: &str, lines: &[(String, String)]) -> String {
     let unit = metrics::find(data.stage, &lines[0].1).map_or("", |decl| decl.unit);
+    let unit = if unit.eq_ignore_ascii_case(title) { "" } else { unit };
     let series = lines.iter().map(|(label, name)| {
         let points = data.series(name);
         // Sparse points, as of an evaluation, are not a continuous line.
@@ -577,6 +591,7 @@ pre{margin:.15rem 0 .7rem;white-space:pre-wrap;overflow-wrap:anywhere;font:.85re
 .sample{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.7rem .8rem .1rem;\
 margin-bottom:.8rem}\
 pre.prompt{font-weight:600;border-bottom:1px solid var(--line);padding-bottom:.6rem}\
+.columns{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,14rem),1fr));gap:0 1.2rem}\
 .when{color:var(--soft);font-size:.8rem;margin:0}\
 ul{padding-left:1.2rem;margin:.4rem 0}\
 .alarms{list-style:none;padding:0}\

@@ -98,6 +98,8 @@ pub struct BarGroup {
     pub name: String,
     /// As many as categories; `None` where there is no value.
     pub bars: Vec<Option<Bar>>,
+    /// Which of the colours: the same thing has the same one in every chart of a page.
+    pub colour: usize,
 }
 
 /// Horizontal bars from zero (or from a reference), with intervals.
@@ -161,7 +163,8 @@ impl LineChart {
         for (i, series) in self.series.iter().enumerate() {
             frame.line(&mut svg, series, i % COLOURS);
         }
-        let legend: Vec<&str> = self.series.iter().map(|series| series.name.as_str()).collect();
+        let legend: Vec<(&str, usize)> =
+            self.series.iter().enumerate().map(|(i, series)| (series.name.as_str(), i)).collect();
         let summary = self.series.iter().filter_map(|series| {
             let (x, y) = series.points.iter().rev().find(|(_, y)| y.is_finite())?;
             Some(format!("{}: {} at {}", series.name, short(*y), short(*x)))
@@ -214,7 +217,8 @@ impl Scatter {
                 }
             }
         }
-        let legend: Vec<&str> = self.clouds.iter().map(|cloud| cloud.name.as_str()).collect();
+        let legend: Vec<(&str, usize)> =
+            self.clouds.iter().enumerate().map(|(i, cloud)| (cloud.name.as_str(), i)).collect();
         let label = format!("{} against {}", self.y_label, self.x_label);
         figure(&self.title, &self.y_label, &legend, (WIDTH, HEIGHT), &label, &svg)
     }
@@ -289,7 +293,7 @@ impl BarChart {
                         base,
                         bar,
                         y,
-                        i % COLOURS,
+                        group.colour % COLOURS,
                         &format!("{category}, {}", group.name),
                     );
                 }
@@ -297,7 +301,8 @@ impl BarChart {
         }
         let x = px(base);
         let _ = write!(svg, "<line class=\"zero\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"0\" y2=\"{bottom:.1}\"/>");
-        let legend: Vec<&str> = self.groups.iter().map(|group| group.name.as_str()).collect();
+        let legend: Vec<(&str, usize)> =
+            self.groups.iter().map(|group| (group.name.as_str(), group.colour)).collect();
         figure(&self.title, &self.unit, &legend, (WIDTH, bottom + 20.0), &self.categories.join(", "), &svg)
     }
 }
@@ -621,16 +626,23 @@ fn caption(title: &str, unit: &str) -> String {
     }
 }
 
-fn figure(title: &str, unit: &str, legend: &[&str], size: (f64, f64), label: &str, svg: &str) -> String {
+fn figure(
+    title: &str,
+    unit: &str,
+    legend: &[(&str, usize)],
+    size: (f64, f64),
+    label: &str,
+    svg: &str,
+) -> String {
     let mut html = format!("<figure class=\"chart\">{}", caption(title, unit));
     // One series needs no legend: the title says what it is.
     if legend.len() > 1 {
         html.push_str("<div class=\"legend\">");
-        for (i, name) in legend.iter().enumerate() {
+        for (name, colour) in legend {
             let _ = write!(
                 html,
                 "<span><i style=\"background:var(--c{})\"></i>{}</span>",
-                i % COLOURS,
+                colour % COLOURS,
                 escape(name)
             );
         }
@@ -723,6 +735,7 @@ mod tests {
             groups: vec![BarGroup {
                 name: evil.into(),
                 bars: vec![Some(Bar { value: 1.0, interval: Some((0.5, 2.0)) })],
+                colour: 0,
             }],
             reference: None,
         };
@@ -812,6 +825,7 @@ mod tests {
             groups: vec![BarGroup {
                 name: "ppo".into(),
                 bars: vec![Some(Bar { value, interval: Some((value - 0.1, value + 0.1)) })],
+                colour: 1,
             }],
             reference: Some(0.5),
         };
@@ -827,13 +841,16 @@ mod tests {
         assert!((rect(&above, "x") - zero(&above)).abs() < 0.11);
         let below = bars(0.3).to_html();
         assert!((rect(&below, "x") + rect(&below, "width") - zero(&below)).abs() < 0.21);
-        assert!(above.contains("all, ppo: 0.7 [0.6, 0.8]"), "{above}");
+        assert!(
+            above.contains("all, ppo: 0.7 [0.6, 0.8]") && above.contains("fill=\"var(--c1)\""),
+            "{above}"
+        );
     }
 
     #[test]
     #[should_panic(expected = "bars of group \"a\"")]
     fn a_group_needs_a_bar_for_each_category() {
-        let groups = vec![BarGroup { name: "a".into(), bars: vec![] }];
+        let groups = vec![BarGroup { name: "a".into(), bars: vec![], colour: 0 }];
         let chart = BarChart {
             title: "".into(),
             unit: "".into(),

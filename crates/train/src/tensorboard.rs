@@ -111,7 +111,7 @@ fn event(unix_s: f64, step: Option<u64>) -> Vec<u8> {
 }
 
 fn put_key(out: &mut Vec<u8>, field: u64, wire_type: u64) {
-    put_varint(out, field << 3 | wire_type);
+    put_varint(out, (field << 3) | wire_type);
 }
 
 fn put_varint_field(out: &mut Vec<u8>, field: u64, value: u64) {

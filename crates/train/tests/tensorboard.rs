@@ -26,7 +26,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
     for byte in bytes {
         crc ^= u32::from(*byte);
         for _ in 0..8 {
-            crc = if crc % 2 == 1 { crc / 2 ^ 0x82f6_3b78 } else { crc / 2 };
+            crc = if crc % 2 == 1 { (crc / 2) ^ 0x82f6_3b78 } else { crc / 2 };
         }
     }
     !crc
@@ -35,7 +35,7 @@ fn crc32c(bytes: &[u8]) -> u32 {
 fn check_masked(bytes: &[u8], stored: &[u8]) {
     let masked = u32::from_le_bytes(stored.try_into().unwrap());
     let rotated = masked.wrapping_sub(0xa282_ead8);
-    assert_eq!(rotated << 15 | rotated >> 17, crc32c(bytes), "checksum");
+    assert_eq!(rotated.rotate_left(15), crc32c(bytes), "checksum");
 }
 
 /// The records of a TFRecord file.
@@ -64,7 +64,7 @@ fn varint(bytes: &mut &[u8]) -> u64 {
     let end = bytes.iter().position(|byte| byte & 0x80 == 0).expect("a last byte");
     let (number, rest) = bytes.split_at(end + 1);
     *bytes = rest;
-    number.iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f))
+    number.iter().rev().fold(0, |value, byte| (value << 7) | u64::from(byte & 0x7f))
 }
 
 fn fields(mut bytes: &[u8]) -> Vec<(u64, Field<'_>)> {
