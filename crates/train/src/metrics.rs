@@ -155,19 +155,50 @@ const PPO: &[MetricDecl] = &[
     ),
 ];
 
+/// Metrics declared in one place.
+#[derive(Clone, Copy, Debug)]
+pub struct MetricTable {
+    /// The file that computes them, in `crates/train/src`.
+    pub source: &'static str,
+    /// They.
+    pub metrics: &'static [MetricDecl],
+}
+
 /// The tables of a stage, in the order `docs/metrics.md` shows them.
-fn tables(stage: Stage) -> Vec<&'static [MetricDecl]> {
+pub fn tables(stage: Stage) -> Vec<MetricTable> {
+    let table = |source, metrics| MetricTable { source, metrics };
     match stage {
-        Stage::Sft => vec![ONE_UPDATE, COMMON, TEACHER_FORCED, SftStats::METRICS],
-        Stage::Reward => vec![ONE_UPDATE, COMMON, RewardStats::METRICS, REWARD],
-        Stage::Dpo => vec![ONE_UPDATE, COMMON, TEACHER_FORCED, DpoStats::METRICS],
-        Stage::Ppo => vec![COMMON, PPO, RolloutStats::METRICS, PolicyStats::METRICS, ValueStats::METRICS],
+        Stage::Sft => vec![
+            table("supervised.rs", ONE_UPDATE),
+            table("supervised.rs", COMMON),
+            table("sft.rs", TEACHER_FORCED),
+            table("objectives/sft.rs", SftStats::METRICS),
+        ],
+        Stage::Reward => vec![
+            table("supervised.rs", ONE_UPDATE),
+            table("supervised.rs", COMMON),
+            table("objectives/reward.rs", RewardStats::METRICS),
+            table("reward.rs", REWARD),
+        ],
+        Stage::Dpo => vec![
+            table("supervised.rs", ONE_UPDATE),
+            table("supervised.rs", COMMON),
+            table("sft.rs", TEACHER_FORCED),
+            table("objectives/dpo.rs", DpoStats::METRICS),
+        ],
+        Stage::Ppo => vec![
+            table("ppo.rs", COMMON),
+            table("ppo.rs", PPO),
+            table("objectives/ppo.rs", RolloutStats::METRICS),
+            table("objectives/ppo.rs", PolicyStats::METRICS),
+            table("objectives/ppo.rs", ValueStats::METRICS),
+        ],
     }
 }
 
 /// Every metric that a stage can log, without the `eval_` copies.
 pub fn declared(stage: Stage) -> impl Iterator<Item = &'static MetricDecl> {
-    tables(stage).into_iter().flatten()
+    tables(stage).into_iter().flat_map(|table| table.metrics)
 }
 
 /// The declaration of a name as it appears in the log.

@@ -12,6 +12,7 @@ mod dpo;
 mod ppo;
 mod reward;
 mod sft;
+mod trl;
 
 pub(crate) use advice::advice_for_unknown;
 pub use common::{CommonConfig, Precision, RESUME_MAY_CHANGE, ReportTo, Scheduler, Truncation};
@@ -19,3 +20,4 @@ pub use dpo::{DpoConfig, FDivergenceType};
 pub use ppo::{CriticInit, KlControllerKind, MissingEosRule, PpoConfig, PpoPreset, StopToken};
 pub use reward::{HeadInit, RewardConfig};
 pub use sft::SftConfig;
+pub use trl::trl_default;
