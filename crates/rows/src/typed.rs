@@ -77,6 +77,9 @@ pub enum Flag {
     PromptRepeated,
     /// The prompt ends with the assistant's turn, which will be continued rather than answered.
     PromptEndsWithAssistant,
+    /// A pair of texts has the markers of Anthropic HH transcripts and is read as plain text: a speaker is missing, or
+    /// the two do not begin alike.
+    BrokenTranscript,
     /// A key that is not used looks like this one that would be.
     LikelyMisspelt(&'static str),
 }
@@ -100,6 +103,9 @@ impl fmt::Display for Flag {
             Flag::SeveralTurns(side) => write!(f, "several turns in response ({side})"),
             Flag::PromptRepeated => f.write_str("prompt repeated in every response"),
             Flag::PromptEndsWithAssistant => f.write_str("prompt ends with the assistant's turn"),
+            Flag::BrokenTranscript => {
+                f.write_str("transcript without a turn of each speaker, or without a common opening")
+            }
             Flag::LikelyMisspelt(meant) => write!(f, "unused key that looks like `{meant}`"),
         }
     }
@@ -355,7 +361,9 @@ impl PreferenceRow {
             Pair::Text { prompt, .. } => Prompt::Text(prompt),
             Pair::Ids { prompt_ids, .. } => Prompt::Ids(prompt_ids),
         };
-        let keep = |flag: &Flag| matches!(flag, Flag::EmptyPrompt | Flag::PromptEndsWithAssistant);
+        let keep = |flag: &Flag| {
+            matches!(flag, Flag::EmptyPrompt | Flag::PromptEndsWithAssistant | Flag::BrokenTranscript)
+        };
         PromptRow { info: RowInfo { flags: filtered(self.info.flags, keep), ..self.info }, prompt }
     }
 
@@ -370,7 +378,10 @@ impl PreferenceRow {
         let flags = self.info.flags.iter().filter_map(|flag| match *flag {
             Flag::EmptyResponse(Side::Chosen) => Some(Flag::EmptyResponse(Side::Completion)),
             Flag::SeveralTurns(Side::Chosen) => Some(Flag::SeveralTurns(Side::Completion)),
-            Flag::EmptyPrompt | Flag::PromptEndsWithAssistant | Flag::PromptRepeated => Some(*flag),
+            Flag::EmptyPrompt
+            | Flag::PromptEndsWithAssistant
+            | Flag::PromptRepeated
+            | Flag::BrokenTranscript => Some(*flag),
             Flag::EmptyResponse(_)
             | Flag::SeveralTurns(_)
             | Flag::IdenticalResponses
@@ -516,6 +527,8 @@ impl Fields {
                     Some(end) => (end, PromptFrom::Transcript),
                     None => (shared_text(&prompt, &rejected), PromptFrom::CommonPrefix),
                 };
+                let marked = [&prompt, &rejected].into_iter().any(|text| hh::has_further_turns(text));
+                self.flag_if(marked && from == PromptFrom::CommonPrefix, Flag::BrokenTranscript);
                 let chosen = prompt.split_off(end);
                 let rejected = rejected.split_off(end);
                 Ok((Text::Plain(prompt), Text::Plain(chosen), Text::Plain(rejected), from))

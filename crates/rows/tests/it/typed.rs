@@ -160,6 +160,12 @@ fn preferences_with_a_prompt() {
         json!({"prompt_ids": [1, 2, 3, 4], "chosen_ids": [1, 2, 3, 4, 5], "rejected_ids": [1, 2, 3, 4, 6]});
     assert_eq!(flags(ids), [Flag::PromptRepeated]);
 
+    let broken = |chosen: &str, rejected: &str| flags(json!({"chosen": chosen, "rejected": rejected}));
+    let (asked, whole) = ("\n\nHuman: Hi.", "\n\nHuman: Hi.\n\nAssistant: Hello.");
+    assert_eq!(broken(asked, "\n\nHuman: Ho."), [Flag::BrokenTranscript]);
+    assert!(broken(whole, "Hello.").contains(&Flag::BrokenTranscript));
+    assert_eq!(broken(whole, "\n\nHuman: Hi.\n\nAssistant: Ho."), []);
+
     let with = |key: &str, value: Value| json!({"prompt": "p", "chosen": "c", "rejected": "r", key: value});
     refused::<PreferenceRow>(
         with("label", json!(-0.01)),
