@@ -1,7 +1,6 @@
 //! The end of a response is learnt: its end-of-sequence token has a gradient in every trainer that is given responses.
 //!
-//! A model that never sees it learns never to stop (TRL's padding token being the same as EOS has done that to many). PPO's
-//! sampled EOS is in `ppo_parity.rs`, where every token's reward, advantage and loss is compared.
+//! A model that never sees it learns never to stop (TRL's padding token being the same as EOS has done that to many).
 
 use std::path::PathBuf;
 
@@ -14,8 +13,9 @@ use polity_train::data::Encoder;
 use polity_train::dpo::DpoTask;
 use polity_train::learner::{Frozen, Learner};
 use polity_train::metrics::Metrics;
+use polity_train::ppo::{PpoTask, Rollout};
 use polity_train::reward::RewardTask;
-use polity_train::settings::{DpoConfig, RewardConfig, SftConfig};
+use polity_train::settings::{DpoConfig, PpoConfig, RewardConfig, SftConfig};
 use polity_train::sft::SftTask;
 use polity_train::supervised::Task;
 use serde_json::{Value, json};
@@ -115,4 +115,44 @@ fn a_reward_is_read_at_the_end_of_the_response() {
     assert!((metrics.get("margin").unwrap() - f64::from(before)).abs() < 1e-6);
     task.learner().update(1e-3);
     assert!(margin(&task.into_learner().model) > before + 1e-3);
+}
+
+#[test]
+fn ppo_learns_to_stop() {
+    let (cpu, model) = (Cpu::new(1), stories());
+    let config = PpoConfig { num_ppo_epochs: 1, ..config() };
+    let encode = |text, add| model.tokenizer().unwrap().encode(text, add).unwrap();
+    let prompt = encode("Lily went to the park", true);
+    // One response ends by itself, the other was cut.
+    let responses = vec![[encode(" with Tom.", false), vec![EOS]].concat(), encode(" with Tom and", false)];
+    let mut batch = Batch::new();
+    let mut predictions = Vec::new();
+    for response in &responses {
+        let parent = batch.push(&prompt, None);
+        let segment = batch.push(response, Some(parent));
+        predictions.extend(batch.predict(segment, 0));
+    }
+    let logprob_m =
+        Frozen::new(&cpu, model.clone()).logprobs(&batch, &predictions, config.temperature as f32).logprob_m;
+    let ids = [prompt.as_slice(), &responses[0]].concat();
+    let (eos, window_tokens) = (responses[0].len() - 1, responses[0].len().max(responses[1].len()));
+    let stopped = vec![true, false];
+    let rollout = Rollout { prompts: vec![prompt; 2], responses, stopped, logprob_m, window_tokens };
+
+    let reward_model = model.with_scalar_head(0, ScalarInit::InitializerRange).unwrap();
+    let learner =
+        |model: &Model| Learner::new(&cpu, model.clone(), config.common.optimizer(), Recompute::None);
+    let frozen = |model: &Model| Frozen::new(&cpu, model.clone());
+    let (policy, critic) = (learner(&model), learner(&reward_model));
+    let (reference, reward_model) = (frozen(&model), frozen(&reward_model));
+    let mut task = PpoTask::new(policy, critic, reference, reward_model, Vec::new(), config.clone());
+    let mut experience = task.experience(rollout).unwrap();
+    assert_ne!(experience.advantage_m[eos], 0.0, "the end has an advantage of its own");
+    // The EOS alone is better than expected, so that nothing else can be what was learnt.
+    experience.advantage_m.fill(0.0);
+    experience.advantage_m[eos] = 1.0;
+    let before = logprob_of_eos(&task.policy.model, &ids);
+    task.learn(&experience, 1e-4, 0.0).unwrap();
+    let gain = logprob_of_eos(&task.policy.model, &ids) - before;
+    assert!(gain > 1e-3, "{gain}");
 }
