@@ -135,6 +135,11 @@ impl From<TrainError> for CommandError {
         match error {
             TrainError::Model(error) => error.into(),
             TrainError::Rows(error) => error.into(),
+            TrainError::Row { what, row, source } => {
+                let inner = CommandError::from(*source);
+                let error = format!("{what}, row {row}: {inner}").into();
+                CommandError { error, ..inner }
+            }
             error => {
                 let kind = match &error {
                     TrainError::Read { source, .. } => kind_of_reading(source),
@@ -199,6 +204,15 @@ mod tests {
         let error = LmError::Unsupported { what: "no".into(), hint: "do this".into() };
         let error = CommandError::from(TrainError::Model(error));
         assert_eq!((error.kind, error.to_string()), (Kind::BadInput, "no".into()));
+        assert_eq!(error.hints, ["do this"]);
+    }
+
+    #[test]
+    fn a_row_is_named_and_the_hint_stays() {
+        let source = LmError::Unsupported { what: "no".into(), hint: "do this".into() };
+        let source = Box::new(TrainError::Model(source));
+        let error = CommandError::from(TrainError::Row { what: "pairs".into(), row: 3, source });
+        assert_eq!((error.kind, error.to_string()), (Kind::BadInput, "pairs, row 3: no".into()));
         assert_eq!(error.hints, ["do this"]);
     }
 

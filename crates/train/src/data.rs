@@ -134,13 +134,31 @@ enum Fit {
 /// The length limit of a stage.
 struct Limit {
     max: usize,
+    /// Of these, tokens kept for a response.
+    room: usize,
     truncation: Truncation,
 }
 
 impl Limit {
-    fn new(model: &Model, common: &CommonConfig) -> Self {
+    fn new(model: &Model, common: &CommonConfig, room: usize) -> Self {
         let positions = model.config.positions_max;
-        Self { max: common.max_length.unwrap_or(positions).min(positions), truncation: common.truncation }
+        let max = common.max_length.unwrap_or(positions).min(positions);
+        Self { max, room, truncation: common.truncation }
+    }
+
+    /// How long a row may be, and what makes it possible to be longer.
+    fn in_words(&self) -> (String, &'static str) {
+        match self.room {
+            0 => (format!("{} tokens", self.max), "raise max_length"),
+            room => (
+                format!(
+                    "{} tokens ({} less response_length = {room})",
+                    self.max.saturating_sub(room),
+                    self.max
+                ),
+                "lower response_length, raise max_length",
+            ),
+        }
     }
 
     fn fit(&self, len: usize) -> Fit {
@@ -152,11 +170,12 @@ impl Limit {
     }
 
     fn check(&self, report: &Preflight) -> Result<(), TrainError> {
+        let (most, way_out) = self.in_words();
         if self.truncation == Truncation::Refuse && !report.dropped.is_empty() {
             return Err(TrainError::Preflight {
                 what: report.what.clone(),
-                problem: format!("{} longer than {} tokens", name_rows(&report.dropped), self.max),
-                hint: "raise max_length, or set truncation to \"drop\" or \"keep_start\"".into(),
+                problem: format!("{} longer than {most}", name_rows(&report.dropped)),
+                hint: format!("{way_out}, or set truncation to \"drop\" or \"keep_start\""),
             });
         }
         if report.used == 0 {
@@ -165,7 +184,7 @@ impl Limit {
                 (_, 0, _) => "nothing in them would be learnt: completions are empty, the two responses of each pair are the \
                               same, or the chat template marks nothing as generated"
                     .into(),
-                _ => format!("rows are longer than {} tokens; raise max_length or shorten them", self.max),
+                _ => format!("rows are longer than {most}; {way_out} or shorten them"),
             };
             return Err(TrainError::Preflight {
                 what: report.what.clone(),
@@ -267,7 +286,7 @@ impl<'m> Encoder<'m> {
         config: &SftConfig,
         what: &str,
     ) -> Result<(Vec<Demonstration>, Preflight), TrainError> {
-        let limit = Limit::new(self.model, &config.common);
+        let limit = Limit::new(self.model, &config.common, 0);
         let mut report = self.report(what, rows.len());
         let mut out = Vec::with_capacity(rows.len());
         if config.assistant_only_loss && !self.template()?.marks_generation() {
@@ -281,7 +300,8 @@ impl<'m> Encoder<'m> {
         }
         for row in rows {
             let index = row.info.index;
-            let (mut ids, mut trained, group) = self.demonstration(&row.completion, config)?;
+            let (mut ids, mut trained, group) =
+                self.demonstration(&row.completion, config).map_err(TrainError::in_row(what, index))?;
             self.check_vocabulary(what, index, &ids)?;
             self.look_at_start(&mut report, index, &ids, matches!(row.completion, Completion::Ids { .. }));
             remark(&mut report, &row.info);
@@ -365,7 +385,7 @@ impl<'m> Encoder<'m> {
         common: &CommonConfig,
         what: &str,
     ) -> Result<(Vec<Comparison>, Preflight), TrainError> {
-        let limit = Limit::new(self.model, common);
+        let limit = Limit::new(self.model, common, 0);
         let mut report = self.report(what, rows.len());
         let mut out = Vec::with_capacity(rows.len());
         for row in rows {
@@ -375,7 +395,8 @@ impl<'m> Encoder<'m> {
                     (prompt_ids.clone(), chosen_ids.clone(), rejected_ids.clone())
                 }
                 Pair::Text { prompt, chosen, rejected } => {
-                    let (chosen, rejected) = (self.pair(prompt, chosen)?, self.pair(prompt, rejected)?);
+                    let encode = |text| self.pair(prompt, text).map_err(TrainError::in_row(what, index));
+                    let (chosen, rejected) = (encode(chosen)?, encode(rejected)?);
                     if chosen.prompt_differs || rejected.prompt_differs {
                         report.prompt_differs.push(index);
                     }
@@ -441,12 +462,12 @@ impl<'m> Encoder<'m> {
         room: usize,
         what: &str,
     ) -> Result<(Vec<PromptExample>, Preflight), TrainError> {
-        let limit = Limit::new(self.model, common);
+        let limit = Limit::new(self.model, common, room);
         let mut report = self.report(what, rows.len());
         let mut out = Vec::with_capacity(rows.len());
         for row in rows {
             let index = row.info.index;
-            let ids = self.prompt(&row.prompt)?;
+            let ids = self.prompt(&row.prompt).map_err(TrainError::in_row(what, index))?;
             self.check_vocabulary(what, index, &ids)?;
             self.look_at_start(&mut report, index, &ids, matches!(row.prompt, Prompt::Ids(_)));
             remark(&mut report, &row.info);
@@ -456,7 +477,7 @@ impl<'m> Encoder<'m> {
                 continue;
             }
             // Cutting a prompt's end would cut the question, so a long prompt is left out, whatever `truncation` says.
-            if ids.len() + room > limit.max {
+            if ids.len() + limit.room > limit.max {
                 report.dropped.push(index);
                 continue;
             }

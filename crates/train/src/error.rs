@@ -120,6 +120,17 @@ pub enum TrainError {
         hint: String,
     },
 
+    /// A row that the model's tokenizer or chat template cannot take.
+    #[error("{what}, row {row}: {source}")]
+    Row {
+        /// Which data.
+        what: String,
+        /// The row, counted from 1.
+        row: usize,
+        /// What is wrong with it.
+        source: Box<TrainError>,
+    },
+
     /// A file or directory of a run could not be read.
     #[error("cannot read {}: {source}", file.display())]
     Read {
@@ -217,6 +228,11 @@ pub enum TrainError {
 }
 
 impl TrainError {
+    /// For `map_err` on what went wrong with row `index`, counted from 0.
+    pub(crate) fn in_row(what: &str, index: usize) -> impl FnOnce(TrainError) -> TrainError {
+        move |source| TrainError::Row { what: what.to_owned(), row: index + 1, source: Box::new(source) }
+    }
+
     /// For `map_err` on a failed write.
     pub(crate) fn write(
         file: impl Into<PathBuf>,
