@@ -306,16 +306,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
         ))
         .hint("polity train reward makes one from comparisons"));
     }
-    if reward_model.config.vocab != setup.model.config.vocab {
-        return Err(CommandError::bad_input(format!(
-            "{} has a vocabulary of {}, {} of {}: they do not share a tokenizer",
-            reward_dir.display(),
-            reward_model.config.vocab,
-            args.model.display(),
-            setup.model.config.vocab
-        ))
-        .hint("train the reward model from the same base model"));
-    }
+    expect_one_tokenizer((&args.model, &setup.model), (reward_dir, &reward_model))?;
     let rows: Vec<PromptRow> = polity_rows::read(&args.data)?;
     let room = config.response_length;
     let (prompts, report) = setup.encoder().prompts(&rows, common, room, "prompts")?;
@@ -377,6 +368,29 @@ fn expect_language_model(dir: &Path, model: &Model) -> CommandResult {
         dir.display()
     ))
     .hint("start from the model that the reward model was made from"))
+}
+
+/// The reward model reads the policy's ids, so an id must mean the same to both.
+fn expect_one_tokenizer(policy: (&Path, &Model), reward: (&Path, &Model)) -> CommandResult {
+    let difference = match (&policy.1.tokenizer, &reward.1.tokenizer) {
+        _ if policy.1.config.vocab != reward.1.config.vocab => {
+            let of = |(dir, model): (&Path, &Model)| format!("{} in {}", model.config.vocab, dir.display());
+            format!("found a vocabulary of {} and one of {}", of(reward), of(policy))
+        }
+        (Some(ours), Some(theirs)) => match ours.first_difference(theirs) {
+            None => return Ok(()),
+            Some(id) => {
+                let of = |(dir, model): (&Path, &Model)| {
+                    let text = model.tokenizer.as_ref().and_then(|t| t.token_text(id)).unwrap_or_default();
+                    format!("{text:?} in {}", dir.display())
+                };
+                format!("found token {id} as {} and {}", of(reward), of(policy))
+            }
+        },
+        _ => return Ok(()),
+    };
+    Err(CommandError::bad_input(format!("{difference}, expected one tokenizer for both models"))
+        .hint("train the reward model from the same base model"))
 }
 
 /// Runs a trainer without rollouts and writes what it made.

@@ -185,6 +185,16 @@ impl Tokenizer {
         ))
     }
 
+    /// The first id that stands for different texts here and in the other tokenizer; ids that only one of them has (a
+    /// padding token that was added) are no difference.
+    pub fn first_difference(&self, other: &Tokenizer) -> Option<u32> {
+        let both = self.vocab_len().min(other.vocab_len()) as u32;
+        (0..both).find(|&id| match (self.token_text(id), other.token_text(id)) {
+            (Some(here), Some(there)) => here != there,
+            _ => false,
+        })
+    }
+
     /// Ids of a text; `add_special` puts the post-processor's tokens around it.
     pub fn encode(&self, text: &str, add_special: bool) -> Result<Vec<u32>> {
         // Without offsets, which is faster.
