@@ -2,6 +2,7 @@
 //! files as they were.
 
 use std::fs;
+use std::path::Path;
 
 use serde_json::{Value, json};
 
@@ -49,6 +50,13 @@ fn inputs_that_cannot_be_read() {
     check(&file("table.csv", b"prompt\nhello\n"), &["table.csv", "CSV"]);
     check(&file("latin1.jsonl", b"{\"prompt\": \"caf\xe9\"}\n"), &["latin1.jsonl, line 1", "not UTF-8"]);
     check(&file("cut.jsonl.gz", b"\x1f\x8b\x08\x00\x00"), &["cut.jsonl.gz", "gzip"]);
+    // Real files that were cut or changed; `rows` has the whole corpus.
+    let corpus =
+        |name: &str| text(&Path::new(env!("CARGO_MANIFEST_DIR")).join("../rows/tests/corpus").join(name));
+    check(&corpus("truncated.parquet"), &["truncated.parquet", "the file was cut short"]);
+    check(&corpus("damaged_page.parquet"), &["damaged_page.parquet", "unreadable Parquet"]);
+    check(&corpus("no_rows.parquet"), &["no_rows.parquet", "no rows found"]);
+    check(&corpus("utf16.jsonl"), &["utf16.jsonl", "UTF-16"]);
 }
 
 #[test]
@@ -149,10 +157,49 @@ fn damaged_weights() {
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     check_model(&nan, &["model.safetensors", "NaN"]);
+    let infinite = weights(|bytes| {
+        let end = bytes.len();
+        bytes[end - 4..].copy_from_slice(&f32::INFINITY.to_le_bytes());
+    });
+    check_model(&infinite, &["model.safetensors", "model.norm.weight", "found inf at [63]"]);
+    check_model(&weights(|bytes| bytes.clear()), &["model.safetensors", "found 0 bytes"]);
+    check_model(&weights(|bytes| bytes.push(0)), &["model.safetensors", "1 bytes that no tensor claims"]);
+    let pointer =
+        ModelCopy::stories().write("model.safetensors", "version https://git-lfs.github.com/spec/v1\n");
+    check_model(&pointer, &["model.safetensors", "Git LFS pointer", "git lfs pull"]);
     let index = json!({"weight_map": {"model.norm.weight": "model-00002-of-00002.safetensors"}}).to_string();
     let missing_shard =
         ModelCopy::stories().remove("model.safetensors").write("model.safetensors.index.json", &index);
     check_model(&missing_shard, &["model-00002-of-00002.safetensors"]);
+}
+
+#[test]
+fn weights_whose_header_lies() {
+    let q = "model.layers.0.self_attn.q_proj.weight";
+    let o = "model.layers.0.self_attn.o_proj.weight";
+    let header = |change: &dyn Fn(&mut Value)| ModelCopy::stories().edit_header(change);
+    let past = header(&|header| header[q]["data_offsets"] = json!([288256, 99304640]));
+    check_model(&past, &["model.safetensors", q, "found data_offsets [288256, 99304640]"]);
+    let overlap = header(&|header| header[q]["data_offsets"] = header[o]["data_offsets"].clone());
+    check_model(&overlap, &["model.safetensors", "data that another tensor has too"]);
+    let backwards = header(&|header| header[q]["data_offsets"] = json!([304640, 288256]));
+    check_model(&backwards, &[q, "found data_offsets [304640, 288256]"]);
+    let shape = header(&|header| header[q]["shape"] = json!([128, 32]));
+    check_model(&shape, &[q, "found shape [128, 32], expected shape [64, 64]"]);
+    let smaller = header(&|header| header[q]["shape"] = json!([64, 32]));
+    check_model(&smaller, &[q, "found F32 of shape [64, 32] in 16384 bytes"]);
+    let dtype = header(&|header| header[q]["dtype"] = json!("I32"));
+    check_model(&dtype, &[q, "found I32, expected F32, BF16 or F16"]);
+    let missing = header(&|header| {
+        let tensor = header.as_object_mut().unwrap().remove(q).unwrap();
+        header["model.layers.0.self_attn.query.weight"] = tensor;
+    });
+    check_model(&missing, &["model.safetensors", q, "no such tensor"]);
+    let surplus = header(&|header| {
+        let end = 1_044_992 - 8 - 4856;
+        header["model.extra"] = json!({"dtype": "F32", "shape": [0], "data_offsets": [end, end]});
+    });
+    check_model(&surplus, &["model.safetensors", "`model.extra`", "no such tensor in this model"]);
 }
 
 #[test]

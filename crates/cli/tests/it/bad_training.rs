@@ -7,7 +7,9 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::support::{ModelCopy, Run, command, polity, run_of, shared, stories, text};
+use crate::support::{
+    ModelCopy, Run, command, interrupt, lines, polity, run_of, shared, stories, text, wait_for,
+};
 
 /// A directory with rows of every kind.
 struct Place {
@@ -157,7 +159,7 @@ fn rows() {
     );
     check("sft", &long, &["--set", "truncation=drop"], &["none of 1 rows"]);
     let talk = r#"{"messages": [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]}"#;
-    check("sft", talk, &[], &["no chat template", "chat_template.jinja"]);
+    check("sft", talk, &[], &["training rows, row 1", "no chat template", "chat_template.jinja"]);
     check("sft", r#"{"prompt_ids": [1], "completion_ids": [512]}"#, &[], &["row 1", "512"]);
     place.refuses(2, "sft", &model, "nowhere.jsonl", &[], &["nowhere.jsonl", "No such file"]);
     place.write("cut.parquet", b"PAR1....PAR1");
@@ -176,7 +178,10 @@ fn templates() {
     let plain = "{% for m in messages %}{{ m.content }}{% endfor %}";
     check(plain, &["--set", "assistant_only_loss=true"], &["generation"]);
     check("{% for m in messages %}{{ m.content }}", &[], &["chat_template.jinja"]);
-    check("{{ raise_exception('no users here') }}", &[], &["no users here"]);
+    place.write("talk.jsonl", format!("{talk}\n{}\n", talk.replace("\"x\"", "\"bad\"")));
+    let picky = "{% for m in messages %}{% if m.content == 'bad' %}{{ raise_exception('no such words') }}{% endif %}\
+                 {{ m.content }}{% endfor %}";
+    check(picky, &[], &["training rows, row 2", "chat_template.jinja:1", "no such words"]);
 }
 
 #[test]
@@ -199,12 +204,74 @@ fn models() {
         &["found a language model"],
     );
     place.refuses(2, "ppo", &stories(), "sft.jsonl", &["--reward-model", &reward], &["vocabulary"]);
+    // As many tokens, and other ones.
+    let trained = text(&place.path("reward"));
+    let data = text(&place.path("pairs.jsonl"));
+    let sets = ["--set", "max_steps=1", "--set", "sample_prompts=0"];
+    let args = ["train", "reward", "--model", &stories(), "--data", &data, "--out", &trained];
+    polity([&args[..], &sets].concat()).ok();
+    let model = place.path("reward/model");
+    let other = ModelCopy::new(&model).edit("tokenizer.json", |tokenizer| {
+        let vocab = &mut tokenizer["model"]["vocab"];
+        (vocab["\u{2581}S"], vocab["\u{2581}L"]) = (vocab["\u{2581}L"].clone(), vocab["\u{2581}S"].clone());
+    });
+    let ppo = |reward_model: &str, more: &[&str], expect: &[&str]| {
+        let more = [&["--reward-model", reward_model], more].concat();
+        place.refuses(2, "ppo", &stories(), "sft.jsonl", &more, expect);
+    };
+    ppo(
+        &other.path(),
+        &[],
+        &["found token 301", "\u{2581}L", "\u{2581}S", "expected one tokenizer", "same base model"],
+    );
+    let long = ["--set", "response_length=600"];
+    ppo(&text(&model), &long, &["none of 1 rows", "512 less response_length = 600", "lower response_length"]);
     place.refuses(2, "sft", "no/model", "sft.jsonl", &[], &["no/model", "found nothing"]);
     let nan = ModelCopy::stories().edit_bytes("model.safetensors", |bytes| {
         let end = bytes.len();
         bytes[end - 4..].copy_from_slice(&f32::NAN.to_le_bytes());
     });
     place.refuses(2, "sft", &nan.path(), "sft.jsonl", &[], &["model.safetensors", "NaN"]);
+}
+
+/// Rows that can be trained on are, and what is odd about them is said with their numbers.
+#[test]
+fn what_is_odd_is_said() {
+    let quick = ["--set", "max_steps=1", "--set", "sample_prompts=0"];
+    let check = |stage: &str, model: &str, rows: &str, expect: &[&str]| {
+        let place = Place::new();
+        place.write("rows.jsonl", rows);
+        let run = polity(place.args(stage, model, "rows.jsonl", &quick)).ok();
+        for part in expect {
+            let said = run.stderr.lines().any(|line| line.starts_with("warning: ") && line.contains(part));
+            assert!(said, "no {part:?} in: {}", run.stderr);
+        }
+    };
+    let model = stories();
+    let row = r#"{"prompt": "Tom", "completion": " ran."}"#;
+    let pair = r#"{"prompt": "Tom", "chosen": " ran.", "rejected": " no."}"#;
+    let bos = r#"{"prompt": "<s>Tom", "completion": " ran."}"#;
+    check("sft", &model, &format!("{row}\n{bos}"), &["two BOS tokens", "row 2"]);
+    let bare = r#"{"prompt_ids": [5, 6], "completion_ids": [7, 8]}"#;
+    check("sft", &model, &format!("{row}\n{bare}"), &["without the BOS", "stopping is not learnt", "row 2"]);
+    let empty = r#"{"prompt": "Tom", "completion": ""}"#;
+    check("sft", &model, &format!("{row}\n{empty}"), &["empty response (completion): row 2"]);
+    let long = json!({"prompt": "Tom", "completion": "ran ".repeat(900)}).to_string();
+    check("sft", &model, &format!("{row}\n{long}"), &["cut to max_length: row 2"]);
+    let same = r#"{"prompt": "Tom", "chosen": " ran.", "rejected": " ran."}"#;
+    check("dpo", &model, &format!("{pair}\n{same}"), &["nothing in them would be learnt: row 2"]);
+    let misspelt = r#"{"prompt": "Tom", "chosen": " ran.", "rejected": " no.", "margn": 2}"#;
+    check("reward", &model, &format!("{pair}\n{misspelt}"), &["looks like `margin`: row 2"]);
+    let broken = json!({"chosen": "\n\nHuman: Hi.", "rejected": "\n\nHuman: Ho."}).to_string();
+    check(
+        "reward",
+        &model,
+        &format!("{pair}\n{broken}"),
+        &["transcript without a turn of each speaker", "row 2"],
+    );
+    let pad =
+        ModelCopy::stories().edit("tokenizer_config.json", |config| config["pad_token"] = json!("</s>"));
+    check("sft", &pad.path(), row, &["the pad token is the EOS token"]);
 }
 
 #[test]
@@ -298,26 +365,31 @@ fn ctrl_c_during_saves_loses_nothing() {
         "sample_prompts=0",
     ];
     let args = |more: &[&str]| place.args("sft", &stories(), "sft.jsonl", &[&sets[..], more].concat());
+    let metrics = place.path("run/metrics.jsonl");
     let mut resume: &[&str] = &[];
-    for delay_ms in [150, 90, 130, 70, 110] {
+    // How far into a step the signal arrives.
+    for delay_us in [0, 900, 2100, 3300, 4700, 6100] {
         let child = command(args(resume))
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
             .spawn()
             .unwrap();
-        std::thread::sleep(Duration::from_millis(delay_ms));
-        // It may be over already.
-        let _ = Command::new("kill").args(["-INT", &child.id().to_string()]).stderr(Stdio::null()).status();
+        let done = lines(&metrics);
+        wait_for("two more steps", || lines(&metrics) >= done + 2);
+        std::thread::sleep(Duration::from_micros(delay_us));
+        interrupt(&child);
         let run = run_of(child.wait_with_output().unwrap());
-        assert!([0, 130].contains(&run.code), "{}: {}", run.code, run.stderr);
-        if place.path("run/resolved.toml").exists() {
-            resume = &["--resume"];
+        assert_eq!(run.code, 130, "{}", run.stderr);
+        assert!(run.stderr.contains("a checkpoint was saved"), "{}", run.stderr);
+        // What is there is whole: the model of each checkpoint can be used.
+        for checkpoint in fs::read_dir(place.path("run/checkpoints")).unwrap() {
+            let model = text(&checkpoint.unwrap().path().join("model"));
+            polity(["logprobs", "-m", &model, "-i", &text(&place.path("sft.jsonl"))]).ok();
         }
+        resume = &["--resume"];
     }
-    if !place.path("run/model").exists() {
-        polity(args(resume)).ok();
-    }
+    polity(args(resume)).ok();
     let whole = Place::new();
     polity(whole.args("sft", &stories(), "sft.jsonl", &sets)).ok();
     let weights = |place: &Place| fs::read(place.path("run/model/model.safetensors")).unwrap();

@@ -2,11 +2,11 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{ModelCopy, command, feed, polity, polity_with, run_of, stories};
+use crate::support::{ModelCopy, command, feed, interrupt, polity, polity_with, run_of, stories, wait_for};
 
 fn generate(rows: &str, more: &[&str]) -> Vec<Value> {
     let model = stories();
@@ -221,14 +221,9 @@ fn ctrl_c_leaves_no_half_written_file() {
         .unwrap();
     feed(&mut child, "{\"ids\": [1]}\n".repeat(100_000).as_bytes());
     // The temporary file appears when generation begins.
-    let began = Instant::now();
-    while std::fs::read_dir(dir.path()).unwrap().count() < 2 {
-        assert!(began.elapsed() < Duration::from_secs(60), "generation never began");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    wait_for("the temporary file", || std::fs::read_dir(dir.path()).unwrap().count() == 2);
     std::thread::sleep(Duration::from_millis(200));
-    let killed = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(killed.success());
+    interrupt(&child);
     let mut stderr = String::new();
     child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(130), "{stderr}");

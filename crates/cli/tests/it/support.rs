@@ -5,6 +5,7 @@ use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
@@ -39,6 +40,27 @@ pub fn polity<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Run {
 /// Writes a child's stdin; a child that stopped reading is no concern of the writer.
 pub fn feed(child: &mut Child, stdin: &[u8]) {
     let _ = child.stdin.take().unwrap().write_all(stdin);
+}
+
+/// Presses Ctrl-C.
+pub fn interrupt(child: &Child) {
+    let kill = Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    assert!(kill.success(), "the process is still there");
+}
+
+/// Waits until something holds, two minutes at most.
+#[track_caller]
+pub fn wait_for(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < Duration::from_secs(120), "waited in vain for {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Lines in a file; none if it is not there.
+pub fn lines(file: &Path) -> usize {
+    fs::read_to_string(file).map_or(0, |text| text.lines().count())
 }
 
 pub fn run_of(output: Output) -> Run {
@@ -108,6 +130,18 @@ impl ModelCopy {
         change(&mut value);
         fs::write(path, serde_json::to_vec(&value).unwrap()).unwrap();
         self
+    }
+
+    /// Changes what the header of the weights says; the data stays.
+    pub fn edit_header(self, change: impl FnOnce(&mut Value)) -> Self {
+        self.edit_bytes("model.safetensors", |bytes| {
+            let (length, rest) = bytes.split_first_chunk().unwrap();
+            let (header, data) = rest.split_at(u64::from_le_bytes(*length) as usize);
+            let mut value = serde_json::from_slice(header).unwrap();
+            change(&mut value);
+            let header = serde_json::to_vec(&value).unwrap();
+            *bytes = [&(header.len() as u64).to_le_bytes()[..], &header, data].concat();
+        })
     }
 
     /// Changes a file's bytes.

@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{Run, command, polity, run_of, stories, text};
+use crate::support::{Run, command, interrupt, lines, polity, run_of, stories, text, wait_for};
 
 /// Rows in a file.
 fn write_rows(file: &Path, rows: usize, words: usize) {
@@ -28,19 +28,6 @@ fn start(args: &[String]) -> Child {
     command(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
 }
 
-fn interrupt(child: &Child) {
-    let kill = std::process::Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
-    assert!(kill.success(), "the run is still there");
-}
-
-fn wait_for(what: &str, holds: impl Fn() -> bool) {
-    let began = Instant::now();
-    while !holds() {
-        assert!(began.elapsed() < Duration::from_secs(120), "waited in vain for {what}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 /// Lines of the log without the times.
 fn metrics(run: &Path) -> Vec<Value> {
     let text = fs::read_to_string(run.join("metrics.jsonl")).unwrap_or_default();
@@ -57,10 +44,6 @@ fn report(run: &Path) -> String {
     fs::read_to_string(run.join("report.html")).unwrap()
 }
 
-fn lines(run: &Path) -> usize {
-    fs::read_to_string(run.join("metrics.jsonl")).map_or(0, |text| text.lines().count())
-}
-
 #[test]
 #[cfg(unix)]
 fn a_stopped_run_goes_on_to_the_same_bits() {
@@ -72,7 +55,7 @@ fn a_stopped_run_goes_on_to_the_same_bits() {
     polity(sft(&data, &whole, &more)).ok();
 
     let child = start(&sft(&data, &stopped, &more));
-    wait_for("some steps", || lines(&stopped) >= 5);
+    wait_for("some steps", || lines(&stopped.join("metrics.jsonl")) >= 5);
     interrupt(&child);
     let Run { code, stdout, stderr } = run_of(child.wait_with_output().unwrap());
     assert_eq!((code, stdout.as_str()), (130, ""), "{stderr}");
@@ -114,5 +97,5 @@ fn a_second_ctrl_c_stops_at_once() {
     let Run { code, stderr, .. } = run_of(child.wait_with_output().unwrap());
     assert_eq!(code, 130, "{stderr}");
     assert!(stderr.contains("press Ctrl-C again") && !stderr.contains("was saved"), "{stderr}");
-    assert_eq!(lines(&out), 0, "it did not wait for the step");
+    assert_eq!(lines(&out.join("metrics.jsonl")), 0, "it did not wait for the step");
 }
