@@ -40,7 +40,7 @@ fn main() {
             let flop = 2.0 * (m * n * k) as f64 / 1e9;
             let times = (2.0 / flop).clamp(2.0, 30.0) as usize;
             let f = best_of(times, || linear::forward(&cpu, &mut y, &x, &w, None, n, k, Write::Set));
-            let i = best_of(times, || linear::backward_input(&cpu, &mut d_x, &y, &w, n, k));
+            let i = best_of(times, || linear::backward_input(&cpu, &mut d_x, &y, &w, n, k, Write::Set));
             let g = best_of(times, || linear::backward_weight(&cpu, &mut d_w, None, &y, &x, n, k));
             println!("{m:>6} {n:>6} {k:>6} {:>9.1} {:>9.1} {:>9.1}", flop / f, flop / i, flop / g);
         }

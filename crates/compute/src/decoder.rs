@@ -275,18 +275,19 @@ impl Decoder {
                 attention::forward_cached(cpu, attn, qkv, cache, feeds, l, shape, self.attention(l));
             }
         }
-        x_out.copy_from_slice(&tape.x[..n * c]);
         let post = (p.attn_post_norm, &mut tape.attn_proj, &mut tape.attn_post_norm);
-        self.add_block(cpu, params, p.attn_out, post, x_out, attn, work);
-
-        // Feed-forward.
+        let x = &tape.x[..n * c];
         let mlp_in = if config.parallel_residual {
-            &tape.x[..n * c]
+            self.add_block(cpu, params, p.attn_out, post, x_out, Some(x), attn, work);
+            x
         } else {
             tape.x_mid.grow(n * c);
-            tape.x_mid[..n * c].copy_from_slice(x_out);
-            &tape.x_mid[..n * c]
+            let x_mid = &mut tape.x_mid[..n * c];
+            self.add_block(cpu, params, p.attn_out, post, x_mid, Some(x), attn, work);
+            x_mid
         };
+
+        // Feed-forward.
         let y = &mut work.y[..n * c];
         self.pre_norm(cpu, params, p.mlp_norm, y, &mut tape.mlp_norm, mlp_in);
         tape.up.grow(n * u);
@@ -295,11 +296,12 @@ impl Decoder {
         act.grow(n * f);
         activation::forward(cpu, config.mlp, &mut act[..n * f], &tape.up[..n * u], f);
         let post = (p.mlp_post_norm, &mut tape.mlp_proj, &mut tape.mlp_post_norm);
-        self.add_block(cpu, params, p.down, post, x_out, &act[..n * f], work);
+        let onto = (!config.parallel_residual).then_some(&*mlp_in);
+        self.add_block(cpu, params, p.down, post, x_out, onto, &act[..n * f], work);
         work.act = act;
     }
 
-    /// `x += w y + b`, or `x += norm(w y + b)`.
+    /// `x = onto + w y + b`, or `x = onto + norm(w y + b)`; onto what `x` holds where nothing is given.
     fn add_block(
         &self,
         cpu: &Cpu,
@@ -307,18 +309,30 @@ impl Decoder {
         w: LinearParams,
         post: (Option<NormParams>, &mut Buffer, &mut NormTape),
         x: &mut [f32],
+        onto: Option<&[f32]>,
         y: &[f32],
         work: &mut Work,
     ) {
         let c = self.config.width;
         let (norm_params, proj, norm_tape) = post;
+        // `x = onto + b`, row by row.
+        let start = |x: &mut [f32], row: usize, b: &[f32]| {
+            if let Some(onto) = onto {
+                x.copy_from_slice(&onto[row * c..(row + 1) * c]);
+            }
+            vector::add(cpu.isa(), x, b);
+        };
         let Some(norm_params) = norm_params else {
+            let write = match (w.bias, onto) {
+                (None, Some(onto)) => Write::Onto(onto),
+                _ => Write::Add,
+            };
             if let Some(bias) = w.bias {
                 let bias_c = params.slice(&self.layout, bias);
-                cpu.for_each_chunk(x, c, |_, x_c| vector::add(cpu.isa(), x_c, bias_c));
+                cpu.for_each_chunk(x, c, |row, x_c| start(x_c, row, bias_c));
             }
             let k = self.layout.specs[w.weight].shape.rows_cols().1;
-            linear::forward(cpu, x, y, params.slice(&self.layout, w.weight), None, c, k, Write::Add);
+            linear::forward(cpu, x, y, params.slice(&self.layout, w.weight), None, c, k, write);
             return;
         };
         proj.grow(x.len());
@@ -328,7 +342,7 @@ impl Decoder {
         let normed = &mut work.y[..x.len()];
         self.norm(cpu, params, norm_params, normed, norm_tape, proj);
         let normed = &*normed;
-        cpu.for_each_chunk(x, c, |row, x_c| vector::add(cpu.isa(), x_c, &normed[row * c..(row + 1) * c]));
+        cpu.for_each_chunk(x, c, |row, x_c| start(x_c, row, &normed[row * c..(row + 1) * c]));
     }
 
     fn finish(&self, cpu: &Cpu, params: &Params, tape: &mut Tape) {
@@ -424,8 +438,6 @@ impl Decoder {
         let mlp_in = if config.parallel_residual { &tape.x[..n * c] } else { &tape.x_mid[..n * c] };
 
         // Feed-forward: x_out = x_mid + post(down(act(up(pre(x_mid))))).
-        let d_mlp_in = &mut d_x_mid[..n * c];
-        d_mlp_in.fill(0.0);
         let d_proj = &mut d_proj[..n * c];
         let d_out = match p.mlp_post_norm {
             None => &*d_x,
@@ -438,23 +450,24 @@ impl Decoder {
         };
         let (act, d_act, d_up) = (&mut act[..n * f], &mut d_act[..n * f], &mut d_up[..n * u]);
         activation::forward(cpu, config.mlp, act, &tape.up[..n * u], f);
-        d_act.fill(0.0);
-        self.linear_backward(cpu, params, grads, p.down, d_act, d_out, act);
+        self.linear_backward(cpu, params, grads, p.down, d_act, Write::Set, d_out, act);
         activation::backward(cpu, config.mlp, d_up, d_act, &tape.up[..n * u], f);
         let (y, d_y) = (&mut y[..n * c], &mut d_y[..n * c]);
+        // The residual: sequential blocks hand down the sum of what comes through and past them; parallel ones keep
+        // what comes through apart, since attention's block reads d_x as it was.
+        let d_mlp_in = if config.parallel_residual {
+            d_x_mid[..n * c].fill(0.0);
+            &mut d_x_mid[..n * c]
+        } else {
+            &mut *d_x
+        };
         match p.mlp_norm {
-            None => self.linear_backward(cpu, params, grads, p.up, d_mlp_in, d_up, mlp_in),
+            None => self.linear_backward(cpu, params, grads, p.up, d_mlp_in, Write::Add, d_up, mlp_in),
             Some(norm) => {
                 self.norm_again(cpu, params, norm, y, mlp_in);
-                d_y.fill(0.0);
-                self.linear_backward(cpu, params, grads, p.up, d_y, d_up, y);
+                self.linear_backward(cpu, params, grads, p.up, d_y, Write::Set, d_up, y);
                 self.norm_backward(cpu, params, grads, norm, d_mlp_in, d_y, mlp_in, &tape.mlp_norm);
             }
-        }
-        // The residual: sequential blocks hand d_x + d_mlp_in down; parallel ones keep them apart until the end.
-        if !config.parallel_residual {
-            let d = &*d_mlp_in;
-            cpu.for_each_chunk(d_x, c, |row, d_x| vector::add(cpu.isa(), d_x, &d[row * c..(row + 1) * c]));
         }
 
         // Attention: x_mid = x + post(attn_out(attention(pre(x)))).
@@ -469,8 +482,7 @@ impl Decoder {
         };
         let (d_attn, d_qkv) = (&mut d_attn[..n * q], &mut d_qkv[..n * w]);
         let attn = &tape.attn[..n * q];
-        d_attn.fill(0.0);
-        self.linear_backward(cpu, params, grads, p.attn_out, d_attn, d_out, attn);
+        self.linear_backward(cpu, params, grads, p.attn_out, d_attn, Write::Set, d_out, attn);
         d_qkv.fill(0.0);
         let (max, sum) = (&tape.max[..n * shape.heads], &tape.sum[..n * shape.heads]);
         let qkv = &tape.qkv[..n * w];
@@ -491,16 +503,15 @@ impl Decoder {
             qk_norm::backward(cpu, d_qkv, d_w_q, d_w_k, raw, rstd, w_q, w_k, per_head, shape);
         }
         if config.parallel_residual {
-            let d = &*d_mlp_in;
+            let d = &d_x_mid[..n * c];
             cpu.for_each_chunk(d_x, c, |row, d_x| vector::add(cpu.isa(), d_x, &d[row * c..(row + 1) * c]));
         }
         let x = &tape.x[..n * c];
         match p.attn_norm {
-            None => self.linear_backward(cpu, params, grads, p.qkv, d_x, d_qkv, x),
+            None => self.linear_backward(cpu, params, grads, p.qkv, d_x, Write::Add, d_qkv, x),
             Some(norm) => {
                 self.norm_again(cpu, params, norm, y, x);
-                d_y.fill(0.0);
-                self.linear_backward(cpu, params, grads, p.qkv, d_y, d_qkv, y);
+                self.linear_backward(cpu, params, grads, p.qkv, d_y, Write::Set, d_qkv, y);
                 self.norm_backward(cpu, params, grads, norm, d_x, d_y, x, &tape.attn_norm);
             }
         }
@@ -770,11 +781,12 @@ impl Decoder {
         grads: &mut Params,
         p: LinearParams,
         d_x: &mut [f32],
+        write: Write<'_>,
         d_y: &[f32],
         x: &[f32],
     ) {
         let (n, k) = self.layout.specs[p.weight].shape.rows_cols();
-        linear::backward_input(cpu, d_x, d_y, params.slice(&self.layout, p.weight), n, k);
+        linear::backward_input(cpu, d_x, d_y, params.slice(&self.layout, p.weight), n, k, write);
         let specs = &self.layout.specs;
         let (d_w, d_b) = match p.bias {
             None => (grads.slice_mut(&self.layout, p.weight), None),

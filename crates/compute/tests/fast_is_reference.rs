@@ -51,7 +51,9 @@ fn cpus() -> Vec<Cpu> {
 #[test]
 fn linear_to_the_bit() {
     let mut x = Numbers(1);
-    for (m, n, k) in [(1, 7, 5), (5, 32, 129), (13, 70, 33), (97, 33, 140), (200, 96, 64), (33, 199, 12)] {
+    let shapes =
+        [(1, 7, 5), (5, 32, 129), (13, 70, 33), (97, 33, 140), (200, 96, 64), (33, 199, 12), (800, 40, 37)];
+    for (m, n, k) in shapes {
         let (input, d_y) = (values(&mut x, m * k), values(&mut x, m * n));
         let (w, bias) = (panels(&mut x, n, k), values(&mut x, n));
         let (before_y, before_x, before_w) =
@@ -62,6 +64,8 @@ fn linear_to_the_bit() {
         ops::linear::forward(&mut y_plain, &input, &w, None, n, k);
         let mut d_x = before_x.clone();
         ops::linear::backward_input(&mut d_x, &d_y, &w, n, k);
+        let mut d_x_set = vec![0.0; m * k];
+        ops::linear::backward_input(&mut d_x_set, &d_y, &w, n, k);
         let (mut d_w, mut d_b) = (before_w.clone(), bias.clone());
         ops::linear::backward_weight(&mut d_w, Some(&mut d_b), &d_y, &input, n, k);
         for cpu in cpus() {
@@ -75,9 +79,18 @@ fn linear_to_the_bit() {
             cpu::linear::forward(&cpu, &mut added, &input, &w, None, n, k, Write::Add);
             let first: f32 = (0..k).fold(before_y[0], |acc, c| input[c].mul_add(w[c * LANES], acc));
             assert_eq!(added[0].to_bits(), first.to_bits(), "forward that adds {what}");
-            let mut fast = before_x.clone();
-            cpu::linear::backward_input(&cpu, &mut fast, &d_y, &w, n, k);
-            assert_eq!(bits(&fast), bits(&d_x), "input gradient {what}");
+            let mut fast = vec![f32::NAN; m * n];
+            cpu::linear::forward(&cpu, &mut fast, &input, &w, None, n, k, Write::Onto(&before_y));
+            assert_eq!(bits(&fast), bits(&added), "forward onto another matrix {what}");
+            for (write, start, expect) in [
+                (Write::Set, vec![f32::NAN; m * k], &d_x_set),
+                (Write::Add, before_x.clone(), &d_x),
+                (Write::Onto(&before_x), vec![f32::NAN; m * k], &d_x),
+            ] {
+                let mut fast = start;
+                cpu::linear::backward_input(&cpu, &mut fast, &d_y, &w, n, k, write);
+                assert_eq!(bits(&fast), bits(expect), "input gradient {what}");
+            }
             let (mut fast, mut fast_b) = (before_w.clone(), bias.clone());
             cpu::linear::backward_weight(&cpu, &mut fast, Some(&mut fast_b), &d_y, &input, n, k);
             assert_eq!(bits(&fast), bits(&d_w), "weight gradient {what}");

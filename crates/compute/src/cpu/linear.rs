@@ -1,12 +1,12 @@
 //! Linear maps `y = w x + b`, forward and backward, with the weights in panels (see `params.rs`).
 //!
 //! Reference: `ops/linear.rs`, which this reproduces to the bit. The three products of a linear map are
-//! the micro-kernel of `tile.rs` with its operands turned three ways, so that no weight is ever packed:
+//! the micro-kernel of `tile.rs` with its operands turned three ways:
 //!
 //! | product | lanes | broadcast | written |
 //! |---|---|---|---|
 //! | `y_mn  = b_n + sum_k x_mk w_nk` | outputs `n`, a panel of `w` | `x`, packed in tiles of rows | rows of `y` |
-//! | `d_x_mk += sum_n d_y_mn w_nk` | rows `m`, `d_y` transposed | `w`, its panels read sideways | `d_x` transposed, then rows |
+//! | `d_x_mk = sum_n d_y_mn w_nk` | channels `k`, blocks of `w` turned | `d_y`, packed in tiles of rows | rows of `d_x` |
 //! | `d_w_nk += sum_m d_y_mn x_mk` | outputs `n`, a slice of `d_y` | `x`, packed in tiles of channels | a panel of `d_w` |
 //!
 //! Not here: what is done with `y` (activations, norms), bf16.
@@ -14,6 +14,7 @@
 use std::cell::RefCell;
 
 use super::tile::{A, Init, ROWS};
+use super::vector::vectorized;
 use super::{Cpu, Isa, SharedMut};
 use crate::params::{Buffer, LANES};
 
@@ -24,6 +25,9 @@ const K_BLOCK: usize = 128;
 /// Rows of one forward task: eight tiles share each panel's block.
 const ROW_BLOCK: usize = 8 * ROWS;
 
+/// Rows for which a task of the input's gradient turns its weights once: enough that turning costs little.
+const TURNED_ROWS_MAX: usize = 8 * ROW_BLOCK;
+
 /// Below this many rows the tiles broadcast straight from `x`, without packing.
 const DIRECT_ROWS_MAX: usize = 1;
 
@@ -32,13 +36,33 @@ thread_local! {
     static SCRATCH: RefCell<(Buffer, Buffer)> = RefCell::default();
 }
 
-/// Whether an output is overwritten or added to.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Write {
+/// What an output's sums start from.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Write<'a> {
     /// `y = …`
     Set,
-    /// `y += …`: the sum starts from what is there. Excludes a bias.
+    /// `y += …`: what is there. Excludes a bias.
     Add,
+    /// `y = x + …`: a matrix like `y`, the residual stream. Excludes a bias.
+    Onto(&'a [f32]),
+}
+
+impl Write<'_> {
+    /// For the block of the sum that starts at `k0` and the tile at `at`, in rows of `stride`.
+    fn init(self, k0: usize, at: usize, stride: usize) -> Init {
+        match self {
+            _ if k0 > 0 => Init::C,
+            Write::Set => Init::Zero,
+            Write::Add => Init::C,
+            Write::Onto(x) => Init::From(x[at..].as_ptr(), stride),
+        }
+    }
+
+    fn check(self, op: &str, len: usize) {
+        if let Write::Onto(x) = self {
+            assert_eq!(x.len(), len, "{op}: what the sums start from is like the output");
+        }
+    }
 }
 
 /// `y_mn = bias_n + x_mk w_nk` (or added to what is there), `w` in panels.
@@ -54,9 +78,10 @@ pub fn forward(
     bias_n: Option<&[f32]>,
     n: usize,
     k: usize,
-    write: Write,
+    write: Write<'_>,
 ) {
     let m = rows_of("linear forward", y_mn.len(), n, x_mk.len(), k, w.len());
+    write.check("linear forward", y_mn.len());
     if let Some(bias_n) = bias_n {
         assert_eq!(bias_n.len(), n, "linear forward: one bias an output");
         assert_eq!(write, Write::Set, "linear forward: a bias starts the sum");
@@ -77,16 +102,11 @@ pub fn forward(
                 let k_len = K_BLOCK.min(k - k0);
                 if rows > DIRECT_ROWS_MAX {
                     packed.grow(ROW_BLOCK * K_BLOCK);
-                    pack_rows(packed, &x_mk[row0 * k..(row0 + rows) * k], k, k0, k_len);
+                    pack_rows(isa, packed, &x_mk[row0 * k..(row0 + rows) * k], k, k0, k_len);
                 }
                 for panel in first_panel..last_panel {
                     let n0 = panel * LANES;
                     let lanes = LANES.min(n - n0);
-                    let init = match (k0, write, bias_n) {
-                        (1.., _, _) | (0, Write::Add, _) => Init::C,
-                        (0, Write::Set, Some(bias_n)) => Init::Bias(bias_n[n0..].as_ptr()),
-                        (0, Write::Set, None) => Init::Zero,
-                    };
                     let b = w[(panel * k + k0) * LANES..].as_ptr();
                     for i in (0..rows).step_by(ROWS) {
                         let tile_rows = ROWS.min(rows - i);
@@ -95,7 +115,12 @@ pub fn forward(
                         } else {
                             A::columns(x_mk[(row0 + i) * k + k0..].as_ptr(), 1)
                         };
-                        let c = y.pointer((row0 + i) * n + n0);
+                        let at = (row0 + i) * n + n0;
+                        let init = match bias_n {
+                            Some(bias_n) if k0 == 0 => Init::Bias(bias_n[n0..].as_ptr()),
+                            _ => write.init(k0, at, n),
+                        };
+                        let c = y.pointer(at);
                         // SAFETY: the tile of `y` belongs to this task; the panel holds `k_len` rows
                         // of 32 from `k0`; the packed block holds `k_len` columns of this tile's rows.
                         unsafe { isa.product(c, n, a, b, LANES, tile_rows, lanes, k_len, init) };
@@ -106,62 +131,87 @@ pub fn forward(
     });
 }
 
-/// `d_x_mk += d_y_mn w_nk`, `w` in panels.
+/// `d_x_mk = d_y_mn w_nk` (or added to what is there), `w` in panels.
+///
+/// A task turns the blocks of its channels' weights once, for all its rows.
 ///
 /// # Panics
 ///
 /// If the shapes do not agree.
-pub fn backward_input(cpu: &Cpu, d_x_mk: &mut [f32], d_y_mn: &[f32], w: &[f32], n: usize, k: usize) {
+pub fn backward_input(
+    cpu: &Cpu,
+    d_x_mk: &mut [f32],
+    d_y_mn: &[f32],
+    w: &[f32],
+    n: usize,
+    k: usize,
+    write: Write<'_>,
+) {
     let m = rows_of("linear backward_input", d_y_mn.len(), n, d_x_mk.len(), k, w.len());
+    write.check("linear backward_input", d_x_mk.len());
     let isa = cpu.isa();
-    let row_blocks = m.div_ceil(LANES);
-    // Few rows: the channels are split too, each part of its own transposed rows of `d_y`.
-    let splits = (2 * cpu.threads()).div_ceil(row_blocks.max(1)).clamp(1, k.div_ceil(4 * ROWS).max(1));
+    let panels = k.div_ceil(LANES);
+    let row_chunks = m.div_ceil(TURNED_ROWS_MAX);
+    let chunk_rows = m.div_ceil(row_chunks.max(1)).next_multiple_of(ROWS);
+    // Few tasks: each packs `d_y` for itself.
+    let groups = (2 * cpu.threads()).div_ceil(row_chunks.max(1)).min(panels);
     let d_x = SharedMut::new(d_x_mk);
-    cpu.for_each(row_blocks * splits, |task| {
-        let (row_block, split) = (task / splits, task % splits);
-        let row0 = row_block * LANES;
-        let rows = LANES.min(m - row0);
-        let c0 = split * k / splits;
-        let c_end = (split + 1) * k / splits;
-        SCRATCH.with_borrow_mut(|(d_y_t, d_x_t)| {
-            d_y_t.grow(K_BLOCK * LANES);
-            d_x_t.grow(k * LANES);
-            for r in 0..rows {
-                // SAFETY: these rows and channels of `d_x` belong to this task.
-                let d_x_k = unsafe { d_x.slice((row0 + r) * k + c0..(row0 + r) * k + c_end) };
-                for (c, &d) in (c0..c_end).zip(&*d_x_k) {
-                    d_x_t[c * LANES + r] = d;
-                }
-            }
+    cpu.for_each(row_chunks * groups, |task| {
+        let (row_chunk, group) = (task / groups, task % groups);
+        let rows = (row_chunk * chunk_rows).min(m)..m.min((row_chunk + 1) * chunk_rows);
+        let first_panel = group * panels / groups;
+        let last_panel = (group + 1) * panels / groups;
+        SCRATCH.with_borrow_mut(|(packed, turned)| {
+            packed.grow(ROW_BLOCK * K_BLOCK);
+            turned.grow((last_panel - first_panel) * K_BLOCK * LANES);
             for n0 in (0..n).step_by(K_BLOCK) {
                 let n_len = K_BLOCK.min(n - n0);
-                for j in 0..n_len {
-                    let lanes = &mut d_y_t[j * LANES..(j + 1) * LANES];
-                    for r in 0..rows {
-                        lanes[r] = d_y_mn[(row0 + r) * n + n0 + j];
+                for (panel, turned) in (first_panel..last_panel).zip(turned.chunks_exact_mut(K_BLOCK * LANES))
+                {
+                    turn(isa, turned, w, n0, n_len, panel * LANES, k);
+                }
+                for row0 in rows.clone().step_by(ROW_BLOCK) {
+                    let block_rows = ROW_BLOCK.min(rows.end - row0);
+                    pack_rows(isa, packed, &d_y_mn[row0 * n..(row0 + block_rows) * n], n, n0, n_len);
+                    for (panel, turned) in (first_panel..last_panel).zip(turned.chunks_exact(K_BLOCK * LANES))
+                    {
+                        let k0 = panel * LANES;
+                        let lanes = LANES.min(k - k0);
+                        for i in (0..block_rows).step_by(ROWS) {
+                            let tile = ROWS.min(block_rows - i);
+                            let a = A::columns(packed[i * n_len..].as_ptr(), tile);
+                            let at = (row0 + i) * k + k0;
+                            let (c, init) = (d_x.pointer(at), write.init(n0, at, k));
+                            // SAFETY: the tile of `d_x` belongs to this task; both blocks hold `n_len` outputs.
+                            unsafe {
+                                isa.product(c, k, a, turned.as_ptr(), LANES, tile, lanes, n_len, init);
+                            }
+                        }
                     }
-                    lanes[rows..].fill(0.0);
-                }
-                for c in (c0..c_end).step_by(ROWS) {
-                    let tile = ROWS.min(c_end - c);
-                    let a = A::panels(w[(n0 / LANES * k + c) * LANES..].as_ptr(), k * LANES);
-                    let out = d_x_t[c * LANES..].as_mut_ptr();
-                    let b = d_y_t.as_ptr();
-                    // SAFETY: both scratch blocks are this thread's; the panels hold outputs
-                    // `n0..n0 + n_len` (K_BLOCK is a multiple of 32) of channels `c..c + tile`.
-                    unsafe { isa.product(out, LANES, a, b, LANES, tile, LANES, n_len, Init::C) };
-                }
-            }
-            for r in 0..rows {
-                // SAFETY: as above.
-                let d_x_k = unsafe { d_x.slice((row0 + r) * k + c0..(row0 + r) * k + c_end) };
-                for (c, d) in (c0..c_end).zip(d_x_k) {
-                    *d = d_x_t[c * LANES + r];
                 }
             }
         });
     });
+}
+
+vectorized! {
+    /// Outputs `n0..n0 + n_len` of channels `k0..k0 + 32`, channels side by side: `turned[n][k]`. `n0` is a
+    /// multiple of 32; channels that are not there are zero.
+    fn turn(turned: &mut [f32], w: &[f32], n0: usize, n_len: usize, k0: usize, k: usize) {
+        let channels = LANES.min(k - k0);
+        for (i, turned) in turned.chunks_exact_mut(LANES * LANES).enumerate().take(n_len.div_ceil(LANES)) {
+            let panel = (n0 / LANES + i) * k * LANES + k0 * LANES;
+            let block = &w[panel..panel + channels * LANES];
+            if channels < LANES {
+                turned.fill(0.0);
+            }
+            for (c, w_n) in block.as_chunks::<LANES>().0.iter().enumerate() {
+                for j in 0..LANES {
+                    turned[j * LANES + c] = w_n[j];
+                }
+            }
+        }
+    }
 }
 
 /// `d_w_nk += d_y_mn x_mk` in panels, and `d_bias_n += d_y_mn`.
@@ -242,21 +292,32 @@ fn panel_groups(cpu: &Cpu, panels: usize, row_blocks: usize) -> usize {
     (4 * threads).div_ceil(row_blocks.max(1)).min(panels.div_ceil(2)).max(1)
 }
 
-/// Packs columns `k0..k0 + k_len` of rows of `x` into tiles: `packed[tile][k][row in tile]`.
-fn pack_rows(packed: &mut [f32], x_rk: &[f32], k: usize, k0: usize, k_len: usize) {
-    for (tile, x_tile) in x_rk.chunks(ROWS * k).enumerate() {
-        let rows = x_tile.len() / k;
-        let out = &mut packed[tile * ROWS * k_len..][..rows * k_len];
-        if rows == ROWS {
-            for (j, out_row) in out.chunks_exact_mut(ROWS).enumerate() {
-                for r in 0..ROWS {
-                    out_row[r] = x_tile[r * k + k0 + j];
+vectorized! {
+    /// Packs columns `k0..k0 + k_len` of rows of `x` into tiles: `packed[tile][k][row in tile]`.
+    fn pack_rows(packed: &mut [f32], x_rk: &[f32], k: usize, k0: usize, k_len: usize) {
+        /// Four rows of a cache line: rows of a power of two share a cache set, so few are read at a time.
+        const STRIP: usize = 16;
+        for (tile, x_tile) in x_rk.chunks(ROWS * k).enumerate() {
+            let rows = x_tile.len() / k;
+            let out = &mut packed[tile * ROWS * k_len..][..rows * k_len];
+            let strips = if rows == ROWS { k_len / STRIP } else { 0 };
+            let (head, tail) = out.split_at_mut(strips * STRIP * rows);
+            for (strip, out) in head.as_chunks_mut::<{ STRIP * ROWS }>().0.iter_mut().enumerate() {
+                for r in (0..ROWS).step_by(4) {
+                    let x4: [&[f32; STRIP]; 4] = std::array::from_fn(|i| {
+                        let at = (r + i) * k + k0 + strip * STRIP;
+                        x_tile[at..].first_chunk().expect("a strip of this row is left")
+                    });
+                    for j in 0..STRIP {
+                        for i in 0..4 {
+                            out[j * ROWS + r + i] = x4[i][j];
+                        }
+                    }
                 }
             }
-        } else {
-            for (j, out_row) in out.chunks_exact_mut(rows).enumerate() {
+            for (j, out_row) in tail.chunks_exact_mut(rows).enumerate() {
                 for (r, out) in out_row.iter_mut().enumerate() {
-                    *out = x_tile[r * k + k0 + j];
+                    *out = x_tile[r * k + k0 + strips * STRIP + j];
                 }
             }
         }
@@ -269,8 +330,15 @@ fn pack_channels(packed: &mut [f32], x_rk: &[f32], k: usize) {
     for c in (0..k).step_by(ROWS) {
         let tile = ROWS.min(k - c);
         let out = &mut packed[c * rows..][..rows * tile];
-        for (out, x_k) in out.chunks_exact_mut(tile).zip(x_rk.chunks_exact(k)) {
-            out.copy_from_slice(&x_k[c..c + tile]);
+        if tile == ROWS {
+            // A length that the compiler knows is two moves, not a call.
+            for (out, x_k) in out.as_chunks_mut::<ROWS>().0.iter_mut().zip(x_rk.chunks_exact(k)) {
+                *out = *x_k[c..].first_chunk().expect("a tile of channels is left");
+            }
+        } else {
+            for (out, x_k) in out.chunks_exact_mut(tile).zip(x_rk.chunks_exact(k)) {
+                out.copy_from_slice(&x_k[c..c + tile]);
+            }
         }
     }
 }

@@ -269,7 +269,15 @@ pub fn backward(
             let stats = RowStats::of(cpu.isa(), y_v, token_m[at]);
             gradient_row(cpu.isa(), y_v, stats, token_m[at], head.logits, d_logprob_m[at], d_entropy_m[at]);
         });
-        linear::backward_input(cpu, &mut d_hidden_mc[m0 * c..(m0 + rows) * c], y_mv, head.w, v, c);
+        linear::backward_input(
+            cpu,
+            &mut d_hidden_mc[m0 * c..(m0 + rows) * c],
+            y_mv,
+            head.w,
+            v,
+            c,
+            Write::Add,
+        );
         linear::backward_weight(cpu, d_w, None, y_mv, hidden, v, c);
     }
 }

@@ -60,6 +60,26 @@ pub(crate) enum Init {
     Zero,
     /// One number a lane, the same for all rows.
     Bias(*const f32),
+    /// What another matrix of this row stride holds at the same place.
+    From(*const f32, usize),
+}
+
+impl Init {
+    /// The same for the tile whose first element is `(i, j)`.
+    ///
+    /// # Safety
+    ///
+    /// The element must be inside the operand.
+    unsafe fn at(self, i: usize, j: usize) -> Self {
+        // SAFETY: inside the operand by the caller's promise.
+        unsafe {
+            match self {
+                Init::Bias(p) => Init::Bias(p.add(j)),
+                Init::From(p, stride) => Init::From(p.add(i * stride + j), stride),
+                Init::C | Init::Zero => self,
+            }
+        }
+    }
 }
 
 impl Isa {
@@ -69,7 +89,7 @@ impl Isa {
     ///
     /// `a` holds `m` by `k` numbers in its pattern; `b` holds `k` rows of `lanes` rounded up to a multiple
     /// of 16 readable numbers (32 where `lanes % 32 > 16`); `c` has `m` rows of `lanes`, and nobody else
-    /// reads or writes them; a bias has `lanes` numbers.
+    /// reads or writes them; a bias has `lanes` numbers, a matrix to start from `m` rows of them.
     pub(crate) unsafe fn product(
         self,
         c: *mut f32,
@@ -126,10 +146,6 @@ unsafe fn product<V: Vector, const MR: usize, const NV: usize>(
         let narrow = if wide > 16 && left <= 16 { 16 } else { wide };
         // SAFETY: lanes `j..j + min(left, width)` and rows `i..i + rows` are inside the caller's operands.
         unsafe {
-            let init = match init {
-                Init::Bias(p) => Init::Bias(p.add(j)),
-                other => other,
-            };
             let mut i = 0;
             while i < m {
                 let rows = (m - i).min(MR);
@@ -140,7 +156,7 @@ unsafe fn product<V: Vector, const MR: usize, const NV: usize>(
                     b: b.add(j),
                     b_stride,
                     k,
-                    init,
+                    init: init.at(i, j),
                 };
                 if narrow == wide {
                     at.run::<V, MR, NV>(rows, left.min(wide));
@@ -184,10 +200,11 @@ impl Tile {
                     std::ptr::copy_nonoverlapping(p, bias.as_mut_ptr(), lanes);
                     Init::Bias(bias.as_ptr())
                 }
-                Init::C => {
+                Init::C | Init::From(..) => {
+                    let (from, stride) = self.start();
                     for i in 0..rows {
                         let row = buffer.as_mut_ptr().add(i * width);
-                        std::ptr::copy_nonoverlapping(self.c.add(i * self.c_stride), row, lanes);
+                        std::ptr::copy_nonoverlapping(from.add(i * stride), row, lanes);
                     }
                     Init::C
                 }
@@ -198,6 +215,15 @@ impl Tile {
                 let row = buffer.as_ptr().add(i * width);
                 std::ptr::copy_nonoverlapping(row, self.c.add(i * self.c_stride), lanes);
             }
+        }
+    }
+
+    /// The matrix that the sums start from, if they start from one.
+    #[inline(always)]
+    fn start(&self) -> (*const f32, usize) {
+        match self.init {
+            Init::From(p, stride) => (p, stride),
+            _ => (self.c.cast_const(), self.c_stride),
         }
     }
 
@@ -223,10 +249,11 @@ impl Tile {
             let mut acc = [[V::splat(0.0); NV]; R];
             match self.init {
                 Init::Zero => {}
-                Init::C => {
+                Init::C | Init::From(..) => {
+                    let (from, stride) = self.start();
                     for i in 0..R {
                         for v in 0..NV {
-                            acc[i][v] = V::load(self.c.add(i * self.c_stride + v * V::WIDTH));
+                            acc[i][v] = V::load(from.add(i * stride + v * V::WIDTH));
                         }
                     }
                 }
@@ -464,14 +491,20 @@ mod tests {
                 let panels = numbers(k.div_ceil(32) * panel_block, 3);
                 let bias = numbers(lanes, 4);
                 let before = numbers(m * lanes, 5);
+                let other = numbers(m * (lanes + 3), 6);
                 for panel_pattern in [false, true] {
-                    for init in 0..3 {
+                    for init in 0..4 {
                         let mut c = before.clone();
                         let a = match panel_pattern {
                             true => A::panels(panels.as_ptr(), panel_block),
                             false => A::columns(columns.as_ptr(), 40),
                         };
-                        let how = [Init::C, Init::Zero, Init::Bias(bias.as_ptr())][init];
+                        let how = [
+                            Init::C,
+                            Init::Zero,
+                            Init::Bias(bias.as_ptr()),
+                            Init::From(other.as_ptr(), lanes + 3),
+                        ][init];
                         // SAFETY: the operands were made to the sizes asked for.
                         unsafe {
                             isa.product(c.as_mut_ptr(), lanes, a, b.as_ptr(), b_stride, m, lanes, k, how);
@@ -482,7 +515,8 @@ mod tests {
                                     true => panels[k / 32 * panel_block + i * 32 + k % 32],
                                     false => columns[k * 40 + i],
                                 });
-                                let start = [before[i * lanes + j], 0.0, bias[j]][init];
+                                let from = other[i * (lanes + 3) + j];
+                                let start = [before[i * lanes + j], 0.0, bias[j], from][init];
                                 let expect = reference(start, a_k, (0..k).map(|k| b[k * b_stride + j]));
                                 let got = c[i * lanes + j];
                                 assert_eq!(

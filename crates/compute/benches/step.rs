@@ -1,0 +1,122 @@
+//! Where the time of a training step goes: each part's milliseconds and rate, for the shapes of real work.
+//! Run: `cargo bench -p polity-compute --bench step [-- SHAPE…]`.
+
+#[path = "../tests/common/mod.rs"]
+mod common;
+
+use std::time::Instant;
+
+use common::{Numbers, llama, random_params};
+use polity_compute::optim::{Optimizer, OptimizerConfig};
+use polity_compute::*;
+
+struct Work {
+    name: &'static str,
+    config: DecoderConfig,
+    rows: usize,
+    length: usize,
+}
+
+fn shape(
+    width: usize,
+    ffn: usize,
+    layers: usize,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    vocab: usize,
+) -> DecoderConfig {
+    DecoderConfig {
+        vocab,
+        width,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn,
+        positions_max: 4096,
+        position: Position::Rotary { inv_freq: (0..head_dim / 2).map(|i| 0.9f32.powi(i as i32)).collect() },
+        attn_scale: (head_dim as f32).powf(-0.5),
+        window_l: vec![None; layers],
+        ..llama()
+    }
+}
+
+fn main() {
+    let demo = || shape(128, 344, 3, (4, 4, 32), 333);
+    let tiny = || shape(256, 688, 6, (8, 8, 32), 8192);
+    // A tenth of the layers of SmolLM2-135M and of its vocabulary: as much of each as there is.
+    let smol = || shape(576, 1536, 3, (9, 3, 64), 4915);
+    let all = [
+        Work { name: "demo", config: demo(), rows: 32, length: 26 },
+        Work { name: "tiny", config: tiny(), rows: 8, length: 256 },
+        Work { name: "smol135m/10", config: smol(), rows: 8, length: 256 },
+        Work { name: "smol135m/10, long", config: smol(), rows: 1, length: 2048 },
+    ];
+    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let cpu = Cpu::new(2);
+    let start = Instant::now();
+    let products = cpu.isa().peak_products(200_000);
+    println!(
+        "{cpu:?}; one thread's peak {:.0} GFLOP/s",
+        2.0 * products / start.elapsed().as_secs_f64() / 1e9
+    );
+    println!(
+        "{:18} {:>8} {:>8} {:>8} {:>8} {:>8} {:>8} ms {:>9}",
+        "", "forward", "head", "head bwd", "backward", "update", "all", "GFLOP/s"
+    );
+    for work in all.iter().filter(|work| asked.is_empty() || asked.iter().any(|a| work.name.starts_with(a))) {
+        measure(&cpu, work);
+    }
+}
+
+fn measure(cpu: &Cpu, work: &Work) {
+    let decoder = Decoder::new(work.config.clone()).expect("a valid shape");
+    let mut params = random_params(&decoder, 1);
+    let mut numbers = Numbers(2);
+    let rows: Vec<Vec<u32>> = (0..work.rows).map(|_| numbers.ids(work.length, work.config.vocab)).collect();
+    let batch = Batch::from_rows(rows.iter().map(Vec::as_slice));
+    let predictions: Vec<Prediction> = (0..work.rows).flat_map(|s| batch.predict(s, 1)).collect();
+    let (d_logprob, none) = (vec![-1e-3; predictions.len()], vec![0.0; predictions.len()]);
+    let (mut tape, mut grads) = (Tape::default(), Params::zeros(&decoder.layout));
+    let config = OptimizerConfig {
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        weight_decay: 0.0,
+        decay_vectors: false,
+        max_grad_norm: Some(1.0),
+    };
+    let mut optimizer = Optimizer::new(config, &decoder.layout);
+    let mut best = [f64::INFINITY; 5];
+    let began = Instant::now();
+    while began.elapsed().as_secs_f64() < 6.0 {
+        let mut at = Instant::now();
+        let mut lap = |part: usize| {
+            best[part] = best[part].min(at.elapsed().as_secs_f64());
+            at = Instant::now();
+        };
+        decoder.forward(cpu, &params, &batch, Recompute::None, &mut tape);
+        lap(0);
+        decoder.logprobs(cpu, &params, &mut tape, &predictions, 1.0);
+        lap(1);
+        decoder.begin_backward(&mut tape);
+        decoder.logprobs_backward(cpu, &params, &mut tape, &predictions, 1.0, &d_logprob, &none, &mut grads);
+        lap(2);
+        decoder.backward(cpu, &params, &batch, &mut tape, &mut grads);
+        lap(3);
+        optimizer.update(cpu, &decoder.layout, &mut params, &grads, 1e-5);
+        grads.data.fill(0.0);
+        lap(4);
+    }
+    let DecoderConfig { width, ffn, layers, .. } = work.config;
+    let c = &work.config;
+    let layer = width * (c.qkv_width() + c.q_width() + 3 * ffn);
+    let tokens = batch.tokens() as f64;
+    // Attention over half of the keys; the head is computed once more for its gradient.
+    let attention = work.length * c.q_width();
+    let flop = 6.0 * tokens * (layers * (layer + attention)) as f64
+        + 6.0 * predictions.len() as f64 * (width * c.vocab) as f64;
+    let all: f64 = best.iter().sum();
+    print!("{:18}", work.name);
+    best.iter().chain([&all]).for_each(|s| print!(" {:8.2}", s * 1e3));
+    println!("    {:9.1}", flop / all / 1e9);
+}
