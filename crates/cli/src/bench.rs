@@ -308,7 +308,7 @@ impl<'s> Trainer<'s> {
             subject,
             params: subject.params.clone(),
             grads: Params::zeros(layout),
-            optimizer: Optimizer::new(ADAMW, layout),
+            optimizer: Optimizer::new(ADAMW, layout.len),
             tape: Tape::default(),
             batch,
             predictions,
@@ -326,7 +326,7 @@ impl<'s> Trainer<'s> {
         let (d_logprob_m, d_entropy_m) = (vec![-1.0 / m as f32; m], vec![0.0; m]);
         decoder.logprobs_backward(cpu, params, tape, predictions, 1.0, &d_logprob_m, &d_entropy_m, grads);
         decoder.backward(cpu, params, batch, tape, grads);
-        optimizer.update(cpu, &decoder.layout, params, grads, 1e-5);
+        optimizer.update(cpu, &decoder.layout.specs, params, grads, 1e-5);
         grads.data.fill(0.0);
     }
 }

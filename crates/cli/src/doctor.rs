@@ -246,7 +246,7 @@ impl Tiny {
         let Self { decoder, params } = self;
         let (mut params, mut tape) = (params.clone(), Tape::default());
         let mut grads = Params::zeros(&decoder.layout);
-        let mut optimizer = Optimizer::new(ADAMW, &decoder.layout);
+        let mut optimizer = Optimizer::new(ADAMW, decoder.layout.len);
         let mut batch = Batch::new();
         let segment = batch.push(&IDS, None);
         let predictions = batch.predict(segment, 1);
@@ -271,7 +271,7 @@ impl Tiny {
                 &mut grads,
             );
             decoder.backward(cpu, &params, &batch, &mut tape, &mut grads);
-            let stats = optimizer.update(cpu, &decoder.layout, &mut params, &grads, LEARNING_RATE);
+            let stats = optimizer.update(cpu, &decoder.layout.specs, &mut params, &grads, LEARNING_RATE);
             first.get_or_insert((numbers, stats.grad_norm));
         }
         let (numbers, grad_norm) = first.expect("at least one step");

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use polity_compute::{Cpu, Head, Recompute};
 use polity_lm::model::ScalarInit;
-use polity_lm::{ChatTemplate, Model};
+use polity_lm::{Adapter, ChatTemplate, Model, adapter};
 use polity_rows::{CompletionRow, FromRow, PreferenceRow, PromptRow};
 use polity_train::TrainError;
 use polity_train::config::Config;
@@ -79,6 +79,9 @@ impl<C: Config> Setup<C> {
             0 => global.threads(),
             threads => threads,
         };
+        if common(&config).use_peft {
+            expect_whole_model(&args.model)?;
+        }
         let model = Model::load(&args.model)?;
         let template = match &model.tokenizer {
             Some(tokenizer) => ChatTemplate::load(&args.model, tokenizer.special_texts())?,
@@ -237,8 +240,9 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
             &row.ids[..first]
         }),
     )?;
+    let adapter = new_adapter(&setup.model, args, common)?;
     let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
-    let learner = Learner::new(&setup.cpu, setup.model, common.optimizer(), recompute(common));
+    let learner = learner(&setup.cpu, setup.model, adapter, common);
     let task = SftTask::new(learner, train, eval, setup.config.clone());
     supervise(task, args, common, findings, run, checkpoint, samples)
 }
@@ -248,9 +252,10 @@ fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let (common, config) = (&setup.config.common, &setup.config);
     let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
     let (train, eval) = examples(args, common, &mut findings, "pairs", encode, |pair| &pair.info)?;
+    let model = with_head(setup.model.clone(), config.head_init, common.seed)?;
+    let adapter = new_adapter(&model, args, common)?;
     let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
-    let model = with_head(setup.model, config.head_init, common.seed)?;
-    let learner = Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
+    let learner = learner(&setup.cpu, model, adapter, common);
     let task = RewardTask::new(learner, train, eval, config.clone());
     supervise(task, args, common, findings, run, checkpoint, Vec::new())
 }
@@ -285,10 +290,11 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let shown = if eval.is_empty() { &train } else { &eval };
     let samples =
         sample_prompts(&setup.model, common.sample_prompts, shown.iter().map(|pair| pair.prompt.as_slice()))?;
+    let adapter = new_adapter(&setup.model, args, common)?;
     let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
     let needs_reference = config.objective().map_err(TrainError::from)?.needs_reference();
     let reference = needs_reference.then(|| Frozen::new(&setup.cpu, setup.model.clone()));
-    let learner = Learner::new(&setup.cpu, setup.model, common.optimizer(), recompute(common));
+    let learner = learner(&setup.cpu, setup.model, adapter, common);
     let task = DpoTask::new(learner, reference, train, eval, config.clone())?;
     supervise(task, args, common, findings, run, checkpoint, samples)
 }
@@ -327,6 +333,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     )?;
     let mut all_inputs = inputs(args);
     all_inputs.push(("reward_model", reward_dir));
+    let adapter = new_adapter(&setup.model, args, common)?;
     let (mut run, checkpoint) = setup.open_run(args, ui, common, &all_inputs)?;
 
     let critic = match config.critic_init {
@@ -337,11 +344,10 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
             critic
         }
     };
-    let learner = |model| Learner::new(&setup.cpu, model, common.optimizer(), recompute(common));
     let reference = Frozen::new(&setup.cpu, setup.model.clone());
     let mut task = PpoTask::new(
-        learner(setup.model),
-        learner(critic),
+        learner(&setup.cpu, setup.model, adapter, common),
+        learner(&setup.cpu, critic, None, common),
         reference,
         Frozen::new(&setup.cpu, reward_model),
         prompts,
@@ -350,7 +356,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = ppo::train(&mut task, context)?;
-    finish(args, findings, &mut run, &task.policy.model, outcome, host)
+    finish(args, findings, &mut run, &task.policy, outcome, host)
 }
 
 fn inputs(args: &TrainArgs) -> Vec<(&'static str, &Path)> {
@@ -368,6 +374,34 @@ fn expect_language_model(dir: &Path, model: &Model) -> CommandResult {
         dir.display()
     ))
     .hint("start from the model that the reward model was made from"))
+}
+
+/// An adapter of an adapter has no form on disk.
+fn expect_whole_model(dir: &Path) -> CommandResult {
+    if !dir.join("config.json").exists() && dir.join(adapter::CONFIG_FILE).exists() {
+        return Err(CommandError::bad_input(format!(
+            "{}: found an adapter, expected the directory of a whole model to make a new adapter of",
+            dir.display()
+        ))
+        .hint("start from RUN/model, which is the merged model of the run that made the adapter"));
+    }
+    Ok(())
+}
+
+/// The adapter that the settings ask for.
+fn new_adapter(model: &Model, args: &TrainArgs, common: &CommonConfig) -> CommandResult<Option<Adapter>> {
+    let Some(lora) = common.lora() else { return Ok(None) };
+    // From the root, so that the adapter finds its base from wherever it is used on this machine.
+    let base = args.model.canonicalize().unwrap_or_else(|_| args.model.clone());
+    Ok(Some(Adapter::new(model, lora, &base.to_string_lossy(), common.seed)?))
+}
+
+fn learner<'c>(cpu: &'c Cpu, model: Model, adapter: Option<Adapter>, common: &CommonConfig) -> Learner<'c> {
+    let (optimizer, recompute) = (common.optimizer(), recompute(common));
+    match adapter {
+        None => Learner::new(cpu, model, optimizer, recompute),
+        Some(adapter) => Learner::with_adapter(cpu, model, adapter, optimizer, recompute),
+    }
 }
 
 /// The reward model reads the policy's ids, so an id must mean the same to both.
@@ -406,7 +440,7 @@ fn supervise<'c, T: Task<'c>>(
     let mut host = LastNumbers::new(TerminalHost::new(findings.ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = supervised::train(&mut task, common, context)?;
-    finish(args, findings, &mut run, &task.into_learner().model, outcome, host)
+    finish(args, findings, &mut run, &task.into_learner(), outcome, host)
 }
 
 /// Passes everything on and remembers the last step's numbers.
@@ -443,7 +477,7 @@ fn finish(
     args: &TrainArgs,
     findings: Findings<'_>,
     run: &mut RunDir,
-    model: &Model,
+    learner: &Learner<'_>,
     outcome: Outcome,
     host: LastNumbers,
 ) -> CommandResult {
@@ -451,7 +485,10 @@ fn finish(
     ui.end_progress();
     let dir: PathBuf = run.out().join(names::MODEL);
     if outcome == Outcome::Done {
-        model.save(&dir)?;
+        learner.model.save(&dir)?;
+        if let Some(adapter) = &learner.adapter {
+            adapter.save(run.out().join(names::ADAPTER))?;
+        }
         run.finish(&now_utc())?;
     }
     report::write(run, &extra)?;

@@ -95,10 +95,11 @@ fn check(stage: &str, data: &Path, extra: &[&str], kill_after: usize, dir: &Path
     }
     assert_eq!(metrics(&whole), metrics(&broken), "{stage}: metrics");
     assert_eq!(metrics(&whole).len(), 40, "{stage}");
-    for file in ["model/model.safetensors", "model/config.json"] {
-        let read = |run: &Path| std::fs::read(run.join(file)).unwrap();
+    for file in ["model/model.safetensors", "model/config.json", "adapter/adapter_model.safetensors"] {
+        let read = |run: &Path| std::fs::read(run.join(file)).ok();
         assert!(read(&whole) == read(&broken), "{stage}: {file} differs");
     }
+    assert_eq!(whole.join("adapter").exists(), extra.contains(&"use_peft=true"), "{stage}");
     let last = |run: &Path, file: &str| std::fs::read(run.join("checkpoints/step-40").join(file)).unwrap();
     let moments = if stage == "ppo" { "critic_optimizer.safetensors" } else { "model_optimizer.safetensors" };
     assert!(last(&whole, moments) == last(&broken, moments), "{stage}: moments differ");
@@ -156,6 +157,19 @@ fn a_run_killed_and_resumed_on_other_threads_ends_in_the_same_bits() {
         "num_mini_batches=2",
     ];
     check("ppo", &prompts, &ppo, 7, dir.path());
+}
+
+#[test]
+fn an_adapter_s_run_killed_and_resumed_ends_in_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = rows(dir.path());
+    let pairs = rows_with(dir.path(), &all, &["prompt", "chosen", "rejected"]);
+    let prompts = rows_with(dir.path(), &all, &["prompt"]);
+    let lora = ["--set", "use_peft=true", "--set", "lora_r=4"];
+    check("dpo", &pairs, &lora, 9, dir.path());
+    let reward = check("reward", &pairs, &lora, 5, dir.path()).join("model");
+    let ppo = ["--reward-model", reward.to_str().unwrap(), "--set", "response_length=8"];
+    check("ppo", &prompts, &[&ppo[..], &lora].concat(), 6, dir.path());
 }
 
 #[test]

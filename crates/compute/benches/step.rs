@@ -85,7 +85,7 @@ fn measure(cpu: &Cpu, work: &Work) {
         decay_vectors: false,
         max_grad_norm: Some(1.0),
     };
-    let mut optimizer = Optimizer::new(config, &decoder.layout);
+    let mut optimizer = Optimizer::new(config, decoder.layout.len);
     let mut best = [f64::INFINITY; 5];
     let began = Instant::now();
     while began.elapsed().as_secs_f64() < 6.0 {
@@ -103,7 +103,7 @@ fn measure(cpu: &Cpu, work: &Work) {
         lap(2);
         decoder.backward(cpu, &params, &batch, &mut tape, &mut grads);
         lap(3);
-        optimizer.update(cpu, &decoder.layout, &mut params, &grads, 1e-5);
+        optimizer.update(cpu, &decoder.layout.specs, &mut params, &grads, 1e-5);
         grads.data.fill(0.0);
         lap(4);
     }

@@ -296,7 +296,7 @@ impl Decoder {
         act.grow(n * f);
         activation::forward(cpu, config.mlp, &mut act[..n * f], &tape.up[..n * u], f);
         let post = (p.mlp_post_norm, &mut tape.mlp_proj, &mut tape.mlp_post_norm);
-        let onto = (!config.parallel_residual).then_some(&*mlp_in);
+        let onto = (!config.parallel_residual).then_some(mlp_in);
         self.add_block(cpu, params, p.down, post, x_out, onto, &act[..n * f], work);
         work.act = act;
     }

@@ -6,7 +6,7 @@
 
 use crate::cpu::Cpu;
 use crate::cpu::adamw::{self, AdamW};
-use crate::params::{Layout, Params};
+use crate::params::{Buffer, ParamSpec, Params};
 
 /// Coefficients that stay the same for a whole run.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -48,17 +48,18 @@ pub struct UpdateStats {
 }
 
 impl Optimizer {
-    /// Zero moments, no steps.
-    pub fn new(config: OptimizerConfig, layout: &Layout) -> Self {
-        Self { config, m: Params::zeros(layout), v: Params::zeros(layout), step: 0 }
+    /// Zero moments for a flat buffer of `len` numbers, no steps.
+    pub fn new(config: OptimizerConfig, len: usize) -> Self {
+        let zeros = || Params { data: Buffer::zeros(len) };
+        Self { config, m: zeros(), v: zeros(), step: 0 }
     }
 
-    /// Clips, updates the weights and the moments. A gradient that is not finite changes nothing and is
+    /// Clips, updates the weights and the moments of the tensors `specs`. A gradient that is not finite changes nothing and is
     /// returned in `grad_norm` for the caller to report.
     pub fn update(
         &mut self,
         cpu: &Cpu,
-        layout: &Layout,
+        specs: &[ParamSpec],
         params: &mut Params,
         grads: &Params,
         lr: f64,
@@ -74,7 +75,7 @@ impl Optimizer {
         };
         self.step += 1;
         let OptimizerConfig { beta1, beta2, eps, weight_decay, decay_vectors, .. } = self.config;
-        for spec in &layout.specs {
+        for spec in specs {
             let decays = spec.is_matrix() || decay_vectors;
             let p = AdamW {
                 lr,

@@ -1,11 +1,12 @@
 //! A language model on disk and in use: Hugging Face files, tokenizer, chat template, generation.
 //!
 //! Reading order: [`hf_config`] (`config.json`), [`weights`] (which tensor is which), [`model`] (the directory),
-//! [`tokenizer`], [`chat`] (templates and masks), [`engine`] (generation), [`rng`], [`error`].
+//! [`adapter`] (LoRA), [`tokenizer`], [`chat`] (templates and masks), [`engine`] (generation), [`rng`], [`error`].
 //!
 //! Not here: arithmetic (`compute`), losses and training (`train`). This crate reads no environment, no
 //! clock and no terminal; every file it opens is in a directory that it was given.
 
+pub mod adapter;
 pub mod chat;
 pub mod engine;
 pub mod error;
@@ -19,6 +20,7 @@ mod tensor_file;
 pub mod tokenizer;
 pub mod weights;
 
+pub use adapter::{Adapter, LoraConfig};
 pub use chat::{ChatOptions, ChatTemplate, EncodedChat, EncodedPair, Rendered};
 pub use error::{LmError, Mismatch, Result};
 pub use hf_config::{Family, HfConfig};

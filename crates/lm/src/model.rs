@@ -19,6 +19,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use polity_compute::{DecoderConfig, Head, Layout, Params};
 use serde_json::{Map, Value};
 
+use crate::adapter;
 use crate::chat::ChatTemplate;
 use crate::error::{LmError, Result};
 use crate::hf_config::{HfConfig, token_ids};
@@ -88,7 +89,7 @@ pub enum ScalarInit {
 }
 
 impl Model {
-    /// Reads a directory.
+    /// Reads a directory. A LoRA adapter's is read with its base model, and merged.
     pub fn load(dir: impl AsRef<Path>) -> Result<Self> {
         let dir = dir.as_ref();
         if !dir.is_dir() {
@@ -98,6 +99,9 @@ impl Model {
         }
         let config_file = dir.join(CONFIG_FILE);
         if !config_file.exists() {
+            if dir.join(adapter::CONFIG_FILE).exists() {
+                return adapter::load_merged(dir);
+            }
             let hint = "a model directory has config.json and model.safetensors";
             return Err(LmError::file(&config_file, "no such file", "the model's configuration", hint));
         }
@@ -351,14 +355,14 @@ fn read_companions(dir: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 }
 
 /// Writes a new file and waits until it is on the disk.
-fn write_file(file: &Path, bytes: &[u8]) -> Result<()> {
+pub(crate) fn write_file(file: &Path, bytes: &[u8]) -> Result<()> {
     use std::io::Write;
     let mut out = File::create_new(file).map_err(|e| LmError::io(file, "create", e))?;
     out.write_all(bytes).and_then(|()| out.sync_all()).map_err(|e| LmError::io(file, "write", e))
 }
 
 /// Fills a new directory with `fill` and puts it in the place of `dir` in one step.
-fn replace_directory(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+pub(crate) fn replace_directory(dir: &Path, fill: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     // A symbolic link keeps pointing where it does; what it points at is replaced.
     let dir = if dir.is_symlink() {
         fs::canonicalize(dir).map_err(|e| LmError::io(dir, "follow", e))?
@@ -480,7 +484,7 @@ fn refuse_to_replace_what_is_not_a_model(dir: &Path) -> Result<()> {
         let name = entry.map_err(|e| LmError::io(dir, "read", e))?.file_name();
         let name = name.to_string_lossy();
         let ours = COMPANIONS.contains(&&*name)
-            || [CONFIG_FILE, INDEX_FILE].contains(&&*name)
+            || [CONFIG_FILE, INDEX_FILE, adapter::CONFIG_FILE, adapter::WEIGHTS_FILE].contains(&&*name)
             || (name.starts_with("model") && name.ends_with(".safetensors"));
         if !ours {
             let hint =

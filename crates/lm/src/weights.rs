@@ -252,7 +252,7 @@ impl WeightTable {
         if name == "score.weight" {
             "the weights are of a reward model, but `architectures` in config.json is not"
         } else if name.contains("lora_") {
-            "this is a LoRA adapter: merge it into its base model first"
+            "a LoRA adapter belongs into adapter_model.safetensors, with its adapter_config.json and no config.json"
         } else if name.ends_with(".bias") {
             "config.json may lack `attention_bias` or `mlp_bias`"
         } else {
@@ -303,7 +303,7 @@ fn is_buffer(name: &str) -> bool {
 
 impl WeightEntry {
     /// The file's numbers, row by row, out of the decoder's.
-    fn read(&self, layout: &Layout, params: &Params) -> Vec<f32> {
+    pub(crate) fn read(&self, layout: &Layout, params: &Params) -> Vec<f32> {
         let spec = &layout.specs[self.param];
         let elements = self.shape.iter().product();
         if let Shape::Vector { .. } = spec.shape {
@@ -351,14 +351,24 @@ impl WeightEntry {
             return Ok(());
         }
         file.read(name, 0..rows * cols, &mut values)?;
+        self.write(layout, params, &values);
+        Ok(())
+    }
+
+    /// The file's numbers, all of them, into the decoder's place.
+    pub(crate) fn write(&self, layout: &Layout, params: &mut Params, values: &[f32]) {
+        let spec = &layout.specs[self.param];
         match (self.part, spec.shape) {
-            (Part::Rows { first }, _) => {
-                params.data[spec.range()][first..][..values.len()].copy_from_slice(&values);
+            (Part::Rows { first }, Shape::Matrix { .. } | Shape::Table { .. }) => {
+                params.write_rows(spec, first, values);
+            }
+            (Part::Rows { first }, Shape::Vector { .. }) => {
+                params.data[spec.range()][first..][..values.len()].copy_from_slice(values);
             }
             (Part::Transposed, _) => {
                 // `[in, out]` read as rows of `out`; the decoder's rows are the columns.
                 let out = self.shape[1];
-                params.write_rows(spec, 0, &transposed(&values, out));
+                params.write_rows(spec, 0, &transposed(values, out));
             }
             (part, Shape::Vector { .. }) => {
                 let stored = &mut params.data[spec.range()];
@@ -367,12 +377,39 @@ impl WeightEntry {
                 }
             }
             (part, _) => {
-                for row in 0..rows {
+                let cols = self.cols(spec);
+                for (row, _) in values.chunks_exact(cols).enumerate() {
                     params.write_rows(spec, row, &values[part.file_row(row) * cols..][..cols]);
                 }
             }
         }
-        Ok(())
+    }
+
+    /// `(out, in)` of a linear map's weight; `None` for every other tensor.
+    pub(crate) fn linear(&self, layout: &Layout) -> Option<(usize, usize)> {
+        let of_layer = self.param != layout.embed && self.param != layout.head;
+        match (layout.specs[self.param].shape, self.part) {
+            (Shape::Matrix { .. }, Part::Transposed) if of_layer => Some((self.shape[1], self.shape[0])),
+            (Shape::Matrix { .. }, _) if of_layer => Some((self.shape[0], self.shape[1])),
+            _ => None,
+        }
+    }
+
+    /// A linear map's numbers as `[out, in]`, whichever way the file has them.
+    pub(crate) fn read_linear(&self, layout: &Layout, params: &Params) -> Vec<f32> {
+        let spec = &layout.specs[self.param];
+        match self.part {
+            Part::Transposed => params.read_rows(spec, 0, self.shape[1]),
+            _ => self.read(layout, params),
+        }
+    }
+
+    /// The same into the decoder's place.
+    pub(crate) fn write_linear(&self, layout: &Layout, params: &mut Params, values: &[f32]) {
+        match self.part {
+            Part::Transposed => params.write_rows(&layout.specs[self.param], 0, values),
+            _ => self.write(layout, params, values),
+        }
     }
 
     fn cols(&self, spec: &ParamSpec) -> usize {
@@ -401,8 +438,8 @@ fn open_all(dir: &Path) -> Result<Vec<TensorFile>> {
         let hint = if has("pytorch_model.bin") || has("pytorch_model.bin.index.json") {
             "pickled weights can run code when they are read and are not supported: save the model again with \
              safe_serialization=True"
-        } else if has("adapter_model.safetensors") {
-            "this is a LoRA adapter: merge it into its base model first"
+        } else if has(crate::adapter::WEIGHTS_FILE) {
+            "config.json and a LoRA adapter in one directory: an adapter's directory has adapter_config.json instead"
         } else {
             "a model directory has config.json and model.safetensors"
         };

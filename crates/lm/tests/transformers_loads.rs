@@ -1,22 +1,23 @@
-//! What Polity saves loads in Hugging Face Transformers and computes the same: ten architectures, as language models and as
-//! reward models, after one step of training, and a model with a tokenizer.
+//! What Polity saves loads in Hugging Face Transformers and PEFT and computes the same: ten architectures, as language models
+//! and as reward models, after one step of training; adapters of each way in which a family stores its linear maps; a model with a
+//! tokenizer.
 //!
-//! The first run installs Transformers and PyTorch from wheels beside the other build outputs (some gigabytes, a minute or
-//! two). Set `POLITY_TEST_PYTHON` to an interpreter that has both to use that one.
+//! The first run installs Transformers, PEFT and PyTorch from wheels beside the other build outputs (some gigabytes, a minute or
+//! two). Set `POLITY_TEST_PYTHON` to an interpreter that has them to use that one.
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
 use polity_compute::optim::{Optimizer, OptimizerConfig};
 use polity_compute::{Batch, Cpu, Decoder, Params, Recompute, Tape};
-use polity_lm::Model;
+use polity_lm::{Adapter, LoraConfig, Model};
 use serde_json::{Value, json};
 
 const FAMILIES: [&str; 10] =
     ["llama", "llama3_rope", "mistral", "qwen2", "qwen3", "gpt2", "gpt_neox", "gemma2", "phi3", "olmo2"];
 
 /// The versions that the golden values were made with.
-const WHEELS: [&str; 3] = ["torch==2.15.0", "transformers==5.23.0", "numpy"];
+const WHEELS: [&str; 4] = ["torch==2.15.0", "transformers==5.23.0", "peft==0.21.2", "numpy"];
 
 const ROWS: [&[u32]; 3] = [&[1, 17, 5, 9, 100, 3, 44], &[1, 8, 8, 120, 6], &[1, 77, 30, 2]];
 
@@ -54,8 +55,17 @@ fn decoder_of(model: &Model) -> Decoder {
     Decoder::new(model.config.clone()).unwrap()
 }
 
-/// One step of AdamW on a sum of the heads' outputs, so that no weight is what was loaded.
-fn train_a_step(cpu: &Cpu, model: &mut Model) {
+const ADAMW: OptimizerConfig = OptimizerConfig {
+    beta1: 0.9,
+    beta2: 0.999,
+    eps: 1e-8,
+    weight_decay: 0.0,
+    decay_vectors: false,
+    max_grad_norm: None,
+};
+
+/// The gradient of a sum of the heads' outputs.
+fn gradient(cpu: &Cpu, model: &Model) -> Params {
     let (decoder, batch) = (decoder_of(model), Batch::from_rows(ROWS));
     let (mut tape, mut grads) = (Tape::default(), Params::zeros(&model.layout));
     decoder.forward(cpu, &model.params, &batch, Recompute::None, &mut tape);
@@ -69,16 +79,32 @@ fn train_a_step(cpu: &Cpu, model: &mut Model) {
         decoder.logprobs_backward(cpu, &model.params, &mut tape, &predictions, 1.0, &d, &none, &mut grads);
     }
     decoder.backward(cpu, &model.params, &batch, &mut tape, &mut grads);
-    let adamw = OptimizerConfig {
-        beta1: 0.9,
-        beta2: 0.999,
-        eps: 1e-8,
-        weight_decay: 0.0,
-        decay_vectors: false,
-        max_grad_norm: None,
+    grads
+}
+
+/// One step of AdamW, so that no weight is what was loaded.
+fn train_a_step(cpu: &Cpu, model: &mut Model) {
+    let grads = gradient(cpu, model);
+    let mut optimizer = Optimizer::new(ADAMW, model.layout.len);
+    optimizer.update(cpu, &model.layout.specs, &mut model.params, &grads, 1e-3);
+}
+
+/// A new adapter of the model at `base` after two steps (in the first, only `b` moves), and the merged model.
+fn train_an_adapter(cpu: &Cpu, base: &Path) -> (Adapter, Model) {
+    let mut model = Model::load(base).unwrap();
+    let lora = LoraConfig {
+        r: 4,
+        alpha: 6.0,
+        rslora: true,
+        target_modules: vec![polity_lm::adapter::ALL_LINEAR.into()],
     };
-    let mut optimizer = Optimizer::new(adamw, &model.layout);
-    optimizer.update(cpu, &model.layout, &mut model.params, &grads, 1e-3);
+    let mut adapter = Adapter::new(&model, lora, &base.to_string_lossy(), 5).unwrap();
+    let mut optimizer = Optimizer::new(ADAMW, adapter.params.data.len());
+    for _ in 0..2 {
+        let grads = gradient(cpu, &model);
+        adapter.update(cpu, &mut optimizer, &model.layout, &mut model.params, &grads, 1e-2);
+    }
+    (adapter, model)
 }
 
 /// What Polity computes for each row: all logits, or the reward at the last token.
@@ -118,6 +144,18 @@ fn saved_models_load_in_transformers_and_compute_the_same() {
     let tokenizer = Model::load(shared("models/stories260k")).unwrap().tokenizer.unwrap();
     cases[stories]["text"] = text.into();
     cases[stories]["ids"] = tokenizer.encode(text, true).unwrap().into();
+
+    for family in ["llama", "gpt2", "gpt_neox", "phi3"] {
+        for (which, kind) in [("model", "lm"), ("reward", "reward")] {
+            let base = shared("golden").join(family).join(which).canonicalize().unwrap();
+            let (adapter, merged) = train_an_adapter(&cpu, &base);
+            let expect = outputs(&cpu, &merged);
+            assert_ne!(outputs(&cpu, &Model::load(&base).unwrap()), expect, "{family} has learnt");
+            let saved = dir.path().join(format!("{family}-{kind}-adapter"));
+            adapter.save(&saved).unwrap();
+            cases.push(json!({"dir": saved, "base": base, "kind": kind, "rows": ROWS, "expect": expect}));
+        }
+    }
 
     let file = dir.path().join("cases.json");
     std::fs::write(&file, serde_json::to_vec(&cases).unwrap()).unwrap();

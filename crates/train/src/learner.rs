@@ -1,17 +1,20 @@
 //! A model that is being trained, and one that is not.
 //!
 //! The trainers' only way to the arithmetic: a forward pass, an objective in the middle, a backward pass, an
-//! update. Gradients add up over the parts of a step, so a step is the same however it is cut.
+//! update. Gradients add up over the parts of a step, so a step is the same however it is cut. With an adapter the
+//! update is the adapter's, and the model's weights are the merged ones.
 
 use polity_compute::optim::{Optimizer, OptimizerConfig, UpdateStats};
 use polity_compute::{Batch, Cpu, Decoder, LogProbs, Params, Prediction, Recompute, Tape};
-use polity_lm::Model;
+use polity_lm::{Adapter, Model};
 
 /// Weights, gradients, moments and the memory to compute them.
 pub struct Learner<'c> {
     cpu: &'c Cpu,
     /// The model; its weights change.
     pub model: Model,
+    /// What is trained in place of the weights.
+    pub adapter: Option<Adapter>,
     decoder: Decoder,
     grads: Params,
     /// Moments and steps taken.
@@ -27,8 +30,24 @@ impl<'c> Learner<'c> {
     pub fn new(cpu: &'c Cpu, model: Model, config: OptimizerConfig, recompute: Recompute) -> Self {
         let decoder = decoder_of(&model);
         let grads = Params::zeros(&model.layout);
-        let optimizer = Optimizer::new(config, &model.layout);
-        Self { cpu, model, decoder, grads, optimizer, recompute, tape: Tape::default(), tokens: 0 }
+        let optimizer = Optimizer::new(config, model.layout.len);
+        let tape = Tape::default();
+        Self { cpu, model, adapter: None, decoder, grads, optimizer, recompute, tape, tokens: 0 }
+    }
+
+    /// The same, training an adapter of the model.
+    pub fn with_adapter(
+        cpu: &'c Cpu,
+        model: Model,
+        adapter: Adapter,
+        config: OptimizerConfig,
+        recompute: Recompute,
+    ) -> Self {
+        let decoder = decoder_of(&model);
+        let grads = Params::zeros(&model.layout);
+        let optimizer = Optimizer::new(config, adapter.params.data.len());
+        let (adapter, tape) = (Some(adapter), Tape::default());
+        Self { cpu, model, adapter, decoder, grads, optimizer, recompute, tape, tokens: 0 }
     }
 
     /// The processor it computes on.
@@ -85,10 +104,26 @@ impl<'c> Learner<'c> {
 
     /// Updates the weights by the gradients added up since the last update, and clears them.
     pub fn update(&mut self, lr: f64) -> UpdateStats {
-        let stats =
-            self.optimizer.update(self.cpu, &self.model.layout, &mut self.model.params, &self.grads, lr);
+        let Self { cpu, model, adapter, grads, optimizer, .. } = self;
+        let stats = match adapter {
+            None => optimizer.update(cpu, &model.layout.specs, &mut model.params, grads, lr),
+            Some(adapter) => adapter.update(cpu, optimizer, &model.layout, &mut model.params, grads, lr),
+        };
         self.grads.data.fill(0.0);
         stats
+    }
+
+    /// Reads the adapter's numbers from a directory and merges them.
+    ///
+    /// # Errors
+    ///
+    /// If the directory does not hold an adapter like this one. A learner without one has nothing to read.
+    pub fn load_adapter(&mut self, dir: impl AsRef<std::path::Path>) -> polity_lm::Result<()> {
+        let Self { cpu, model, adapter, .. } = self;
+        let Some(adapter) = adapter else { return Ok(()) };
+        adapter.load_numbers(dir)?;
+        adapter.merge(cpu, &model.layout, &mut model.params);
+        Ok(())
     }
 
     /// Forgets gradients that are not to be used.

@@ -55,6 +55,8 @@ pub mod names {
     pub const CHECKPOINTS: &str = "checkpoints";
     /// What the run made.
     pub const MODEL: &str = "model";
+    /// The adapter, if the run trained one: a directory that PEFT loads.
+    pub const ADAPTER: &str = "adapter";
     /// What the run did, for people.
     pub const REPORT: &str = "report.html";
     /// TensorBoard's event files.

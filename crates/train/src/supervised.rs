@@ -185,7 +185,11 @@ pub(crate) fn save_learner(
     name: &str,
     learner: &Learner<'_>,
 ) -> Result<(), TrainError> {
-    learner.model.save(writer.dir().join(name))?;
+    let dir = writer.dir().join(name);
+    match &learner.adapter {
+        None => learner.model.save(dir)?,
+        Some(adapter) => adapter.save(dir)?,
+    }
     let optimizer = &learner.optimizer;
     writer.buffers(
         &format!("{name}_optimizer.safetensors"),
@@ -198,8 +202,11 @@ pub(crate) fn load_learner(
     name: &str,
     learner: &mut Learner<'_>,
 ) -> Result<(), TrainError> {
-    let saved = polity_lm::Model::load(checkpoint.dir().join(name))?;
-    learner.model.params = saved.params;
+    let dir = checkpoint.dir().join(name);
+    match &learner.adapter {
+        None => learner.model.params = polity_lm::Model::load(dir)?.params,
+        Some(_) => learner.load_adapter(dir)?,
+    }
     let file = format!("{name}_optimizer.safetensors");
     checkpoint.read_buffer(&file, "m", &mut learner.optimizer.m.data)?;
     checkpoint.read_buffer(&file, "v", &mut learner.optimizer.v.data)

@@ -80,6 +80,13 @@ fn settings() {
     check("reward", "eval_fraction=1.0", &["eval_fraction = 1", "[0, 1)"]);
     check("reward", "eval_fraction=0.5", &["eval_fraction leaves"]);
     check("sft", "learning_rate", &["learning_rate", "KEY=VALUE"]);
+    check("dpo", "lora_r=8", &["lora_r = 8", "no effect", "only use_peft = true"]);
+    check("sft", "lora_dropout=0.1", &["unknown setting \"lora_dropout\"", "no model here has dropout"]);
+    let lora = ["--set", "use_peft=true", "--set", "lora_target_modules=query"];
+    place.refuses(2, "sft", &model, "sft.jsonl", &lora, &["found \"query\"", "q_proj", "all-linear"]);
+    let adapter = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lm/tests/golden/lora/llama");
+    let lora = ["--set", "use_peft=true"];
+    place.refuses(2, "sft", &text(&adapter), "sft.jsonl", &lora, &["found an adapter", "RUN/model"]);
 }
 
 #[test]

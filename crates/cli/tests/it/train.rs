@@ -99,3 +99,54 @@ fn a_second_ctrl_c_stops_at_once() {
     assert!(stderr.contains("press Ctrl-C again") && !stderr.contains("was saved"), "{stderr}");
     assert_eq!(lines(&out.join("metrics.jsonl")), 0, "it did not wait for the step");
 }
+
+#[test]
+fn a_run_with_an_adapter_leaves_the_adapter_and_the_merged_model() {
+    let dir = tempfile::tempdir().unwrap();
+    let (data, out) = (dir.path().join("pairs.jsonl"), dir.path().join("run"));
+    let row = |i: usize| json!({"prompt": format!("Tom saw {i} birds"), "chosen": " and was happy.", "rejected": " no no."});
+    fs::write(&data, (0..16).map(|i| row(i).to_string() + "\n").collect::<String>()).unwrap();
+    let (data, run) = (text(&data), text(&out));
+    let args = ["train", "reward", "--model", &stories(), "--data", &data, "--out", &run];
+    let sets = [
+        "use_peft=true",
+        "lora_r=2",
+        "lora_target_modules=q_proj,v_proj",
+        "learning_rate=1e-2",
+        "max_steps=4",
+    ];
+    let sets: Vec<&str> = sets.iter().flat_map(|set| ["--set", set]).collect();
+    polity([&args[..], &sets].concat()).ok();
+
+    let rows = dir.path().join("rows.jsonl");
+    fs::write(&rows, "{\"prompt\": \"Tom saw a cat\", \"completion\": \" and ran.\"}\n").unwrap();
+    let score = |model: &str| polity(["score", "--model", model, "--input", &text(&rows)]).ok().stdout;
+    let merged = score(&text(&out.join("model")));
+    assert_eq!(
+        score(&text(&out.join("adapter"))),
+        merged,
+        "the adapter on its base model is the merged model"
+    );
+
+    // Only what was asked for has changed, and the head.
+    let tensors = |dir: &Path| fs::read(dir.join("model.safetensors")).unwrap();
+    let (base, trained) = (tensors(Path::new(&stories())), tensors(&out.join("model")));
+    let header = |bytes: &[u8]| -> (Value, usize) {
+        let length = u64::from_le_bytes(*bytes.first_chunk().unwrap()) as usize;
+        (serde_json::from_slice(&bytes[8..8 + length]).unwrap(), 8 + length)
+    };
+    let ((base_header, base_at), (trained_header, trained_at)) = (header(&base), header(&trained));
+    let mut changed = Vec::new();
+    for (name, info) in base_header.as_object().unwrap().iter().filter(|(name, _)| *name != "__metadata__") {
+        let range = |info: &Value, at: usize| {
+            let offsets = info["data_offsets"].as_array().unwrap();
+            at + offsets[0].as_u64().unwrap() as usize..at + offsets[1].as_u64().unwrap() as usize
+        };
+        let (old, new) = (range(info, base_at), range(&trained_header[name], trained_at));
+        if base[old] != trained[new] {
+            changed.push(name.clone());
+        }
+    }
+    assert_eq!(changed.len(), 10, "{changed:?}");
+    assert!(changed.iter().all(|name| name.contains("q_proj") || name.contains("v_proj")), "{changed:?}");
+}

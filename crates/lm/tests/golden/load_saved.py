@@ -1,14 +1,17 @@
-"""Loads model directories that Polity saved with Hugging Face Transformers and compares what they compute.
+"""Loads model directories (and adapters, with PEFT) that Polity saved with Hugging Face Transformers and compares what they
+compute.
 
 Run: python load_saved.py CASES.json
 CASES.json is a list of {"dir", "kind": "lm" | "reward", "rows": [[token id]], "expect": [[number]], "text"?, "ids"?}:
   expect   of an lm: the logits of each row, flat; of a reward model: one number a row
+  base     the model's directory, where `dir` is an adapter's
   text     is to become `ids` by the directory's tokenizer
 Prints one JSON line for each: {"dir", "error": largest difference / largest expected number, "missing": [...], "unexpected": [...]}.
 """
 import json
 import sys
 
+import peft
 import torch
 import transformers as tf
 
@@ -16,7 +19,9 @@ tf.logging.set_verbosity_error()
 torch.set_num_threads(2)
 for case in json.load(open(sys.argv[1])):
     auto = tf.AutoModelForCausalLM if case["kind"] == "lm" else tf.AutoModelForSequenceClassification
-    model, info = auto.from_pretrained(case["dir"], dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    model, info = auto.from_pretrained(case.get("base", case["dir"]), dtype=torch.float32, attn_implementation="eager", output_loading_info=True)
+    if "base" in case:
+        model = peft.PeftModel.from_pretrained(model, case["dir"])
     model.eval()
     got = []
     for row in case["rows"]:

@@ -1,8 +1,10 @@
 //! What every stage has: batches, optimiser, schedule, lengths, output.
 
 use polity_compute::optim::{OptimizerConfig, Schedule};
+use polity_lm::LoraConfig;
+use polity_lm::adapter::ALL_LINEAR;
 
-use crate::config::{BELOW_ONE, Domain, NOT_NEGATIVE, Objection, POSITIVE, UNIT, choices, settings};
+use crate::config::{BELOW_ONE, Config, Domain, NOT_NEGATIVE, Objection, POSITIVE, UNIT, choices, settings};
 
 choices! {
     /// How the learning rate changes over a run: Transformers' `lr_scheduler_type`.
@@ -121,6 +123,17 @@ settings! {
         gradient_checkpointing: bool = false;
         /// Tokens computed together. Bounds memory; gradients do not depend on it.
         tokens_per_micro_batch: usize = 512, AT_LEAST_ONE, "a part needs a token";
+        /// Train a LoRA adapter (of the policy, in PPO) and leave the rest of the model alone. RUN/model is the merged
+        /// model, RUN/adapter the adapter as PEFT reads it.
+        use_peft: bool = false;
+        /// Rank of the adapter.
+        lora_r: usize = 16, AT_LEAST_ONE, "it is the rank of a matrix";
+        /// The adapter's product is scaled by lora_alpha / lora_r.
+        lora_alpha: f64 = 32.0, POSITIVE, "it scales what the adapter adds";
+        /// Scale by lora_alpha / sqrt(lora_r) instead (arXiv:2312.03732).
+        use_rslora: bool = false;
+        /// Linear maps that are adapted, by the last part of their names (q_proj); "all-linear": all of the layers'.
+        lora_target_modules: Vec<String> = vec![ALL_LINEAR.into()];
         /// Where metrics go besides metrics.jsonl: tensorboard writes event files to RUN/tensorboard.
         report_to: ReportTo = ReportTo::None;
         /// Stop, with a checkpoint, when the stability monitor raises a critical alarm.
@@ -193,13 +206,30 @@ impl CommonConfig {
         }
     }
 
+    /// The adapter to train, if one is.
+    pub fn lora(&self) -> Option<LoraConfig> {
+        self.use_peft.then(|| LoraConfig {
+            r: self.lora_r,
+            alpha: self.lora_alpha,
+            rslora: self.use_rslora,
+            target_modules: self.lora_target_modules.clone(),
+        })
+    }
+
     /// The bound on the gradient's norm, if there is one.
     pub fn clip_norm(&self) -> Option<f32> {
         (self.max_grad_norm > 0.0).then_some(self.max_grad_norm as f32)
     }
 
-    /// What goes with what. The stage's own check calls it.
-    pub(crate) fn check(&self) -> Result<(), Objection> {
+    /// What goes with what in `stage`, whose own check calls it.
+    pub(crate) fn check(&self, stage: &impl Config) -> Result<(), Objection> {
+        for key in ["lora_r", "lora_alpha", "use_rslora", "lora_target_modules"] {
+            stage.idle_unless(self.use_peft, key, "only use_peft = true reads it")?;
+        }
+        if self.lora_target_modules.is_empty() {
+            let found = self.lora_target_modules.clone();
+            return Err(Objection::value("lora_target_modules", found, "at least one name", ""));
+        }
         if self.warmup_steps > 0 && self.warmup_ratio > 0.0 {
             return Err(Objection::clash(
                 "warmup_ratio",

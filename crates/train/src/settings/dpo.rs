@@ -85,7 +85,7 @@ impl Config for DpoConfig {
     const STAGE: Stage = Stage::Dpo;
 
     fn check(&self) -> Result<(), Objection> {
-        self.common.check()?;
+        self.common.check(self)?;
         if self.loss_type.is_empty() {
             return Err(Objection::value("loss_type", self.loss_type.clone(), "at least one loss", ""));
         }

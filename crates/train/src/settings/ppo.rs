@@ -360,7 +360,7 @@ impl Config for PpoConfig {
     }
 
     fn check(&self) -> Result<(), Objection> {
-        self.common.check()?;
+        self.common.check(self)?;
         self.check_sampling()?;
         self.check_batches()?;
         if self.missing_eos == MissingEosRule::Penalty && self.missing_eos_penalty.is_none() {

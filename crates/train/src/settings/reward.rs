@@ -33,6 +33,6 @@ impl Config for RewardConfig {
     const STAGE: Stage = Stage::Reward;
 
     fn check(&self) -> Result<(), Objection> {
-        self.common.check()
+        self.common.check(self)
     }
 }

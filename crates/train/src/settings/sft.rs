@@ -29,6 +29,6 @@ impl Config for SftConfig {
     const STAGE: Stage = Stage::Sft;
 
     fn check(&self) -> Result<(), Objection> {
-        self.common.check()
+        self.common.check(self)
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! PPO's differences are its presets (`preset = "trl"` and `"trl_classic"`), so they are not repeated here.
 //!
-//! Sources: TRL 1.16 `trl/trainer/base_config.py`, `dpo_config.py`.
+//! Sources: TRL 1.16 `trl/trainer/base_config.py`, `dpo_config.py`, `model_config.py`.
 
 use crate::metrics::Stage;
 
