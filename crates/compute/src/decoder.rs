@@ -11,6 +11,9 @@
 //! decoding ([`Decoder::extend`]) run the same [`Decoder::layer`]; only where attention finds its keys
 //! differs. With the kernels' fixed order of sums that makes their hidden states equal to the bit.
 //!
+//! Usually only some rows are asked for their hidden state (a response's, the last of each reward): then the last layer
+//! computes keys and values of all rows, and the rest of those alone ([`Decoder::forward_to`]).
+//!
 //! What a layer saves for backward is in [`LayerTape`]: norm outputs and activations are computed again,
 //! being cheap. With [`Recompute::Layer`] only each layer's input is saved and the rest runs twice.
 //!
@@ -76,6 +79,8 @@ struct NormTape {
 /// Buffers that live for one operation or one layer.
 #[derive(Debug, Default)]
 struct Work {
+    kept_x: Buffer,
+    kept_attn: Buffer,
     y: Buffer,
     act: Buffer,
     head: Buffer,
@@ -94,6 +99,8 @@ struct Work {
 #[derive(Debug, Default)]
 pub struct Tape {
     n: usize,
+    /// The rows that have a hidden state, ascending; all, if none.
+    kept: Option<Vec<usize>>,
     recompute: Option<Recompute>,
     positions: Vec<usize>,
     rope: RopeTable,
@@ -114,6 +121,12 @@ enum Keys<'a> {
     Cache(&'a mut KvCache, &'a [Feed]),
 }
 
+impl Tape {
+    fn hidden_rows(&self) -> usize {
+        self.kept.as_ref().map_or(self.n, Vec::len)
+    }
+}
+
 impl Decoder {
     /// A decoder of this shape.
     ///
@@ -132,6 +145,35 @@ impl Decoder {
     ///
     /// If an id is outside the vocabulary or a row is longer than the model's positions.
     pub fn forward(&self, cpu: &Cpu, params: &Params, batch: &Batch, recompute: Recompute, tape: &mut Tape) {
+        tape.kept = None;
+        self.run(cpu, params, batch, recompute, tape);
+    }
+
+    /// The same for the hidden states of some rows alone, in any order and however often: the same bits, in less time.
+    ///
+    /// # Panics
+    ///
+    /// As [`Decoder::forward`], and if a row is not in the batch.
+    pub fn forward_to(
+        &self,
+        cpu: &Cpu,
+        params: &Params,
+        batch: &Batch,
+        rows: impl IntoIterator<Item = usize>,
+        recompute: Recompute,
+        tape: &mut Tape,
+    ) {
+        let mut rows: Vec<usize> = rows.into_iter().collect();
+        rows.sort_unstable();
+        rows.dedup();
+        let n = batch.tokens();
+        assert!(rows.last().is_none_or(|&row| row < n), "forward: row {:?} of {n}", rows.last());
+        // Gathering nearly all rows would cost more than it saves.
+        tape.kept = (!rows.is_empty() && rows.len() < n - n / 8).then_some(rows);
+        self.run(cpu, params, batch, recompute, tape);
+    }
+
+    fn run(&self, cpu: &Cpu, params: &Params, batch: &Batch, recompute: Recompute, tape: &mut Tape) {
         assert!(
             batch.positions_max() <= self.config.positions_max,
             "forward: a row of {} tokens in a model of {} positions",
@@ -160,6 +202,7 @@ impl Decoder {
         tokens: &[(SequenceId, &[u32])],
         tape: &mut Tape,
     ) {
+        tape.kept = None;
         let mut feeds = Vec::with_capacity(tokens.len());
         let mut ids = Vec::new();
         tape.positions.clear();
@@ -204,7 +247,7 @@ impl Decoder {
 
     fn run_layer(&self, cpu: &Cpu, params: &Params, l: usize, keys: Keys<'_>, tape: &mut Tape) {
         let len = tape.n * self.config.width;
-        let Tape { n, recompute, rope, layers, shared, x, work, .. } = tape;
+        let Tape { n, kept, recompute, rope, layers, shared, x, work, .. } = tape;
         let layer = match recompute {
             Some(Recompute::Layer) => {
                 if matches!(keys, Keys::Batch(_)) {
@@ -217,16 +260,24 @@ impl Decoder {
         };
         layer.x.grow(len);
         layer.x[..len].copy_from_slice(&x[..len]);
-        self.layer(cpu, params, l, *n, keys, rope, layer, work, &mut x[..len]);
+        let kept = self.kept_in(l, kept);
+        self.layer(cpu, params, l, *n, kept, keys, rope, layer, work, &mut x[..len]);
     }
 
-    /// One layer: reads `tape.x`, writes `x_out` and the rest of the tape.
+    /// The rows that layer `l` is computed for, where not for all.
+    fn kept_in<'k>(&self, l: usize, kept: &'k Option<Vec<usize>>) -> Option<&'k [usize]> {
+        kept.as_deref().filter(|_| l + 1 == self.config.layers)
+    }
+
+    /// One layer: reads `tape.x`, writes `x_out` and the rest of the tape. After attention only the `kept` rows go on, side
+    /// by side.
     fn layer(
         &self,
         cpu: &Cpu,
         params: &Params,
         l: usize,
         n: usize,
+        kept: Option<&[usize]>,
         keys: Keys<'_>,
         rope: &RopeTable,
         tape: &mut LayerTape,
@@ -275,8 +326,19 @@ impl Decoder {
                 attention::forward_cached(cpu, attn, qkv, cache, feeds, l, shape, self.attention(l));
             }
         }
+        let (mut kept_x, mut kept_attn) =
+            (std::mem::take(&mut work.kept_x), std::mem::take(&mut work.kept_attn));
+        let n = kept.map_or(n, <[usize]>::len);
+        let (x, attn) = match kept {
+            None => (&tape.x[..n * c], &tape.attn[..n * q]),
+            Some(kept) => {
+                gather_rows(&mut kept_x, &tape.x, kept.iter().copied(), c);
+                gather_rows(&mut kept_attn, &tape.attn, kept.iter().copied(), q);
+                (&kept_x[..n * c], &kept_attn[..n * q])
+            }
+        };
+        let x_out = &mut x_out[..n * c];
         let post = (p.attn_post_norm, &mut tape.attn_proj, &mut tape.attn_post_norm);
-        let x = &tape.x[..n * c];
         let mlp_in = if config.parallel_residual {
             self.add_block(cpu, params, p.attn_out, post, x_out, Some(x), attn, work);
             x
@@ -298,7 +360,7 @@ impl Decoder {
         let post = (p.mlp_post_norm, &mut tape.mlp_proj, &mut tape.mlp_post_norm);
         let onto = (!config.parallel_residual).then_some(mlp_in);
         self.add_block(cpu, params, p.down, post, x_out, onto, &act[..n * f], work);
-        work.act = act;
+        *work = Work { act, kept_x, kept_attn, ..std::mem::take(work) };
     }
 
     /// `x = onto + w y + b`, or `x = onto + norm(w y + b)`; onto what `x` holds where nothing is given.
@@ -346,7 +408,7 @@ impl Decoder {
     }
 
     fn finish(&self, cpu: &Cpu, params: &Params, tape: &mut Tape) {
-        let len = tape.n * self.config.width;
+        let len = tape.hidden_rows() * self.config.width;
         tape.hidden.grow(len);
         let hidden = &mut tape.hidden[..len];
         self.norm(cpu, params, self.layout.final_norm, hidden, &mut tape.final_norm, &tape.x[..len]);
@@ -363,31 +425,34 @@ impl Decoder {
         let (config, layout) = (&self.config, &self.layout);
         let (n, c) = (tape.n, config.width);
         assert_eq!(n, batch.tokens(), "backward: another batch than forward's");
-        assert!(tape.d_hidden.len() >= n * c, "backward: no head's backward came before");
+        let hidden_len = tape.hidden_rows() * c;
+        assert!(tape.d_hidden.len() >= hidden_len, "backward: no head's backward came before");
         tape.d_x.grow(n * c);
-        tape.d_x[..n * c].fill(0.0);
+        tape.d_x[..hidden_len].fill(0.0);
         self.norm_backward(
             cpu,
             params,
             grads,
             layout.final_norm,
-            &mut tape.d_x[..n * c],
-            &tape.d_hidden[..n * c],
-            &tape.x[..n * c],
+            &mut tape.d_x[..hidden_len],
+            &tape.d_hidden[..hidden_len],
+            &tape.x[..hidden_len],
             &tape.final_norm,
         );
         for l in (0..config.layers).rev() {
-            let Tape { recompute, rope, layers, shared, x, d_x, work, .. } = &mut *tape;
+            let Tape { kept, recompute, rope, layers, shared, x, d_x, work, .. } = &mut *tape;
+            let kept = self.kept_in(l, kept);
             let layer = match recompute {
                 Some(Recompute::Layer) => {
                     shared.x.grow(n * c);
                     shared.x[..n * c].copy_from_slice(&layers[l].x[..n * c]);
-                    self.layer(cpu, params, l, n, Keys::Batch(batch), rope, shared, work, &mut x[..n * c]);
+                    let keys = Keys::Batch(batch);
+                    self.layer(cpu, params, l, n, kept, keys, rope, shared, work, &mut x[..n * c]);
                     &*shared
                 }
                 _ => &layers[l],
             };
-            self.layer_backward(cpu, params, grads, l, batch, rope, layer, work, &mut d_x[..n * c]);
+            self.layer_backward(cpu, params, grads, l, batch, kept, rope, layer, work, &mut d_x[..n * c]);
         }
         let (embed, positions) = (layout.embed, layout.position_embed);
         let (d_table, d_positions) = match positions {
@@ -405,7 +470,7 @@ impl Decoder {
         embed::backward(cpu, d_table, d_positions, d_x, &batch.ids, &tape.positions, scale, c);
     }
 
-    /// `d_x` comes in as the gradient of the layer's output and leaves as that of its input.
+    /// `d_x` comes in as the gradient of the layer's output, `kept` rows side by side, and leaves as that of its input, all rows.
     fn layer_backward(
         &self,
         cpu: &Cpu,
@@ -413,6 +478,7 @@ impl Decoder {
         grads: &mut Params,
         l: usize,
         batch: &Batch,
+        kept: Option<&[usize]>,
         rope: &RopeTable,
         tape: &LayerTape,
         work: &mut Work,
@@ -421,49 +487,60 @@ impl Decoder {
         let (config, p) = (&self.config, self.layout.layers[l]);
         let (n, c, shape) = (batch.tokens(), config.width, self.heads());
         let (q, w, u, f) = (shape.q_width(), shape.qkv_width(), config.up_width(), config.ffn);
-        let Work { y, act, d_x_mid, d_y, d_proj, d_attn, d_qkv, d_act, d_up, .. } = work;
+        // Rows that went on after attention.
+        let m = kept.map_or(n, <[usize]>::len);
+        let Work { kept_x, kept_attn, y, act, d_x_mid, d_y, d_proj, d_attn, d_qkv, d_act, d_up, .. } = work;
         for (buffer, len) in [
             (&mut *y, n * c),
-            (&mut *act, n * f),
-            (&mut *d_x_mid, n * c),
+            (&mut *act, m * f),
+            (&mut *d_x_mid, m * c),
             (&mut *d_y, n * c),
-            (&mut *d_proj, n * c),
+            (&mut *d_proj, m * c),
             (&mut *d_attn, n * q),
             (&mut *d_qkv, n * w),
-            (&mut *d_act, n * f),
-            (&mut *d_up, n * u),
+            (&mut *d_act, m * f),
+            (&mut *d_up, m * u),
         ] {
             buffer.grow(len);
         }
-        let mlp_in = if config.parallel_residual { &tape.x[..n * c] } else { &tape.x_mid[..n * c] };
+        let (x, attn) = match kept {
+            None => (&tape.x[..n * c], &tape.attn[..n * q]),
+            Some(kept) => {
+                gather_rows(kept_x, &tape.x, kept.iter().copied(), c);
+                gather_rows(kept_attn, &tape.attn, kept.iter().copied(), q);
+                (&kept_x[..m * c], &kept_attn[..m * q])
+            }
+        };
+        let mlp_in = if config.parallel_residual { x } else { &tape.x_mid[..m * c] };
+        let d_out_x = &mut d_x[..m * c];
 
         // Feed-forward: x_out = x_mid + post(down(act(up(pre(x_mid))))).
-        let d_proj = &mut d_proj[..n * c];
+        let d_proj = &mut d_proj[..m * c];
         let d_out = match p.mlp_post_norm {
-            None => &*d_x,
+            None => &*d_out_x,
             Some(norm) => {
                 d_proj.fill(0.0);
-                let proj = &tape.mlp_proj[..n * c];
-                self.norm_backward(cpu, params, grads, norm, d_proj, d_x, proj, &tape.mlp_post_norm);
+                let proj = &tape.mlp_proj[..m * c];
+                self.norm_backward(cpu, params, grads, norm, d_proj, d_out_x, proj, &tape.mlp_post_norm);
                 &*d_proj
             }
         };
-        let (act, d_act, d_up) = (&mut act[..n * f], &mut d_act[..n * f], &mut d_up[..n * u]);
-        activation::forward(cpu, config.mlp, act, &tape.up[..n * u], f);
+        let (act, d_act, d_up) = (&mut act[..m * f], &mut d_act[..m * f], &mut d_up[..m * u]);
+        activation::forward(cpu, config.mlp, act, &tape.up[..m * u], f);
         self.linear_backward(cpu, params, grads, p.down, d_act, Write::Set, d_out, act);
-        activation::backward(cpu, config.mlp, d_up, d_act, &tape.up[..n * u], f);
-        let (y, d_y) = (&mut y[..n * c], &mut d_y[..n * c]);
+        activation::backward(cpu, config.mlp, d_up, d_act, &tape.up[..m * u], f);
         // The residual: sequential blocks hand down the sum of what comes through and past them; parallel ones keep
         // what comes through apart, since attention's block reads d_x as it was.
         let d_mlp_in = if config.parallel_residual {
-            d_x_mid[..n * c].fill(0.0);
-            &mut d_x_mid[..n * c]
+            d_x_mid[..m * c].fill(0.0);
+            &mut d_x_mid[..m * c]
         } else {
-            &mut *d_x
+            &mut *d_out_x
         };
         match p.mlp_norm {
             None => self.linear_backward(cpu, params, grads, p.up, d_mlp_in, Write::Add, d_up, mlp_in),
             Some(norm) => {
+                let (y, d_y) = (&mut y[..m * c], &mut d_y[..m * c]);
                 self.norm_again(cpu, params, norm, y, mlp_in);
                 self.linear_backward(cpu, params, grads, p.up, d_y, Write::Set, d_up, y);
                 self.norm_backward(cpu, params, grads, norm, d_mlp_in, d_y, mlp_in, &tape.mlp_norm);
@@ -472,17 +549,27 @@ impl Decoder {
 
         // Attention: x_mid = x + post(attn_out(attention(pre(x)))).
         let d_out = match p.attn_post_norm {
-            None => &*d_x,
+            None => &*d_out_x,
             Some(norm) => {
                 d_proj.fill(0.0);
-                let proj = &tape.attn_proj[..n * c];
-                self.norm_backward(cpu, params, grads, norm, d_proj, d_x, proj, &tape.attn_post_norm);
+                let proj = &tape.attn_proj[..m * c];
+                self.norm_backward(cpu, params, grads, norm, d_proj, d_out_x, proj, &tape.attn_post_norm);
                 &*d_proj
             }
         };
+        self.linear_backward(cpu, params, grads, p.attn_out, &mut d_attn[..m * q], Write::Set, d_out, attn);
+        if config.parallel_residual {
+            let d = &d_x_mid[..m * c];
+            cpu.for_each_chunk(d_out_x, c, |row, d_x| {
+                vector::add(cpu.isa(), d_x, &d[row * c..(row + 1) * c])
+            });
+        }
+        if let Some(kept) = kept {
+            spread_rows(&mut d_attn[..n * q], kept, q);
+            spread_rows(d_x, kept, c);
+        }
         let (d_attn, d_qkv) = (&mut d_attn[..n * q], &mut d_qkv[..n * w]);
         let attn = &tape.attn[..n * q];
-        self.linear_backward(cpu, params, grads, p.attn_out, d_attn, Write::Set, d_out, attn);
         d_qkv.fill(0.0);
         let (max, sum) = (&tape.max[..n * shape.heads], &tape.sum[..n * shape.heads]);
         let qkv = &tape.qkv[..n * w];
@@ -502,10 +589,7 @@ impl Decoder {
                 .expect("tensors of a layout do not overlap");
             qk_norm::backward(cpu, d_qkv, d_w_q, d_w_k, raw, rstd, w_q, w_k, per_head, shape);
         }
-        if config.parallel_residual {
-            let d = &d_x_mid[..n * c];
-            cpu.for_each_chunk(d_x, c, |row, d_x| vector::add(cpu.isa(), d_x, &d[row * c..(row + 1) * c]));
-        }
+        let (y, d_y) = (&mut y[..n * c], &mut d_y[..n * c]);
         let x = &tape.x[..n * c];
         match p.attn_norm {
             None => self.linear_backward(cpu, params, grads, p.qkv, d_x, Write::Add, d_qkv, x),
@@ -517,14 +601,14 @@ impl Decoder {
         }
     }
 
-    /// The normalised last hidden states, `[n, c]`.
+    /// The normalised last hidden states, `[n, c]`, or of the rows that [`Decoder::forward_to`] was asked for, ascending.
     pub fn hidden<'t>(&self, tape: &'t Tape) -> &'t [f32] {
-        &tape.hidden[..tape.n * self.config.width]
+        &tape.hidden[..tape.hidden_rows() * self.config.width]
     }
 
     /// Zeroes `d_hidden`, before the heads add their gradients to it.
     pub fn begin_backward(&self, tape: &mut Tape) {
-        let len = tape.n * self.config.width;
+        let len = tape.hidden_rows() * self.config.width;
         tape.d_hidden.grow(len);
         tape.d_hidden[..len].fill(0.0);
     }
@@ -543,8 +627,13 @@ impl Decoder {
         temperature: f32,
     ) -> LogProbs {
         let head = self.head(params, temperature);
-        let (tokens, Tape { hidden, work, .. }) = (tokens_of(predictions), tape);
-        gather_rows(&mut work.rows, hidden, predictions.iter().map(|p| p.row), self.config.width);
+        let (tokens, Tape { kept, hidden, work, .. }) = (tokens_of(predictions), tape);
+        gather_rows(
+            &mut work.rows,
+            hidden,
+            predictions.iter().map(|p| place(kept, p.row)),
+            self.config.width,
+        );
         let rows = &work.rows[..predictions.len() * self.config.width];
         logprob::forward(cpu, rows, &tokens, head, &mut work.head)
     }
@@ -563,8 +652,8 @@ impl Decoder {
         temperature: f32,
     ) -> Vec<f32> {
         let (head, m, c) = (self.head(params, temperature), predictions.len(), self.config.width);
-        let Tape { hidden, work, .. } = tape;
-        gather_rows(&mut work.rows, hidden, predictions.iter().map(|p| p.row), c);
+        let Tape { kept, hidden, work, .. } = tape;
+        gather_rows(&mut work.rows, hidden, predictions.iter().map(|p| place(kept, p.row)), c);
         logprob::log_sum_sq(cpu, &work.rows[..m * c], m, head, &mut work.head)
     }
 
@@ -585,8 +674,8 @@ impl Decoder {
         grads: &mut Params,
     ) {
         let (m, c, head) = (predictions.len(), self.config.width, self.head(params, temperature));
-        let (tokens, Tape { hidden, d_hidden, work, .. }) = (tokens_of(predictions), tape);
-        gather_rows(&mut work.rows, hidden, predictions.iter().map(|p| p.row), c);
+        let (tokens, Tape { kept, hidden, d_hidden, work, .. }) = (tokens_of(predictions), tape);
+        gather_rows(&mut work.rows, hidden, predictions.iter().map(|p| place(kept, p.row)), c);
         work.d_rows.grow(m * c);
         let d_rows = &mut work.d_rows[..m * c];
         d_rows.fill(0.0);
@@ -594,7 +683,8 @@ impl Decoder {
         let rows = &work.rows[..m * c];
         logprob::backward(cpu, d_rows, d_w, d_logprob_m, d_entropy_m, rows, &tokens, head, &mut work.head);
         for (p, d_c) in predictions.iter().zip(d_rows.chunks_exact(c)) {
-            vector::add(cpu.isa(), &mut d_hidden[p.row * c..(p.row + 1) * c], d_c);
+            let row = place(kept, p.row);
+            vector::add(cpu.isa(), &mut d_hidden[row * c..(row + 1) * c], d_c);
         }
     }
 
@@ -608,8 +698,8 @@ impl Decoder {
         temperature: f32,
     ) -> Vec<f32> {
         let head = self.head(params, temperature);
-        let Tape { hidden, work, .. } = tape;
-        gather_rows(&mut work.rows, hidden, rows.iter().copied(), self.config.width);
+        let Tape { kept, hidden, work, .. } = tape;
+        gather_rows(&mut work.rows, hidden, rows.iter().map(|&row| place(kept, row)), self.config.width);
         let mut y = vec![0.0; rows.len() * self.config.vocab];
         logprob::logits(cpu, &mut y, &work.rows[..rows.len() * self.config.width], head);
         y
@@ -625,6 +715,7 @@ impl Decoder {
         let c = w_c.len();
         rows.iter()
             .map(|&row| {
+                let row = place(&tape.kept, row);
                 let x_c = &tape.hidden[row * c..(row + 1) * c];
                 x_c.iter().zip(w_c).map(|(&x, &w)| f64::from(x) * f64::from(w)).sum::<f64>() as f32
             })
@@ -645,6 +736,7 @@ impl Decoder {
         let c = w_c.len();
         let d_w = grads.slice_mut(&self.layout, self.layout.head);
         for (&row, &d) in rows.iter().zip(d_scalar) {
+            let row = place(&tape.kept, row);
             let x_c = &tape.hidden[row * c..(row + 1) * c];
             let d_x_c = &mut tape.d_hidden[row * c..(row + 1) * c];
             for i in 0..c {
@@ -664,11 +756,10 @@ impl Decoder {
         temperature: f32,
     ) -> Vec<f32> {
         let mut gathered = [Buffer::default(), Buffer::default()];
-        for (out, (hidden, width)) in gathered
-            .iter_mut()
-            .zip([(&tape.hidden, self.config.width), (&other_tape.hidden, other.config.width)])
+        for (out, (tape, width)) in
+            gathered.iter_mut().zip([(tape, self.config.width), (other_tape, other.config.width)])
         {
-            gather_rows(out, hidden, predictions.iter().map(|p| p.row), width);
+            gather_rows(out, &tape.hidden, predictions.iter().map(|p| place(&tape.kept, p.row)), width);
         }
         let [p, q] = &gathered;
         let (head_p, head_q) = (self.head(params, temperature), other.head(other_params, temperature));
@@ -811,4 +902,25 @@ fn gather_rows(out: &mut Buffer, x_nc: &[f32], rows: impl ExactSizeIterator<Item
     for (out_c, row) in out.chunks_exact_mut(c).zip(rows) {
         out_c.copy_from_slice(&x_nc[row * c..(row + 1) * c]);
     }
+}
+
+/// Where the hidden state of a row is.
+///
+/// # Panics
+///
+/// If the forward pass was not asked for it.
+fn place(kept: &Option<Vec<usize>>, row: usize) -> usize {
+    kept.as_ref()
+        .map_or(row, |kept| kept.binary_search(&row).expect("a row that the forward pass was asked for"))
+}
+
+/// Moves row `i` to row `rows[i]` (ascending) and zeroes the others.
+fn spread_rows(x_nc: &mut [f32], rows: &[usize], c: usize) {
+    let mut end = x_nc.len() / c;
+    for (i, &row) in rows.iter().enumerate().rev() {
+        x_nc.copy_within(i * c..(i + 1) * c, row * c);
+        x_nc[(row + 1) * c..end * c].fill(0.0);
+        end = row;
+    }
+    x_nc[..end * c].fill(0.0);
 }

@@ -315,3 +315,66 @@ fn a_scalar_head_has_the_right_gradient() {
         assert!((difference - grad).abs() < 2e-3 * (1.0 + grad.abs()), "{name}: {grad} against {difference}");
     }
 }
+
+#[test]
+fn some_rows_are_the_same_as_among_all() {
+    for (name, config) in families() {
+        let decoder = Decoder::new(config).unwrap();
+        let params = random_params(&decoder, 21);
+        let cpu = Cpu::new(2);
+        let mut numbers = Numbers(22);
+        let mut ids = |n| numbers.ids(n, decoder.config.vocab);
+        let mut batch = Batch::new();
+        let mut children = Vec::new();
+        for (prompt, responses) in [(40, [3, 17]), (9, [1, 30]), (65, [33, 2])] {
+            let parent = batch.push(&ids(prompt), None);
+            children.extend(responses.map(|n| batch.push(&ids(n), Some(parent))));
+        }
+        let predictions: Vec<Prediction> = children.iter().flat_map(|&s| batch.predict(s, 0)).collect();
+        let mut rows: Vec<usize> = predictions.iter().map(|p| p.row).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        assert!(rows.len() < batch.tokens() / 2, "most rows are a prompt's");
+        let mut numbers = Numbers(23);
+        let d_logprob: Vec<f32> = predictions.iter().map(|_| numbers.next()).collect();
+        let d_entropy: Vec<f32> = predictions.iter().map(|_| numbers.next()).collect();
+        for recompute in [Recompute::None, Recompute::Layer] {
+            let run = |some: bool| {
+                let (mut tape, mut grads) = (Tape::default(), Params::zeros(&decoder.layout));
+                match some {
+                    // As a caller may have them: in disorder, and some twice.
+                    true => {
+                        let asked = predictions.iter().rev().map(|p| p.row);
+                        decoder.forward_to(&cpu, &params, &batch, asked, recompute, &mut tape);
+                    }
+                    false => decoder.forward(&cpu, &params, &batch, recompute, &mut tape),
+                }
+                let out = decoder.logprobs(&cpu, &params, &mut tape, &predictions, TEMPERATURE);
+                let hidden = decoder.hidden(&tape).to_vec();
+                decoder.begin_backward(&mut tape);
+                decoder.logprobs_backward(
+                    &cpu,
+                    &params,
+                    &mut tape,
+                    &predictions,
+                    TEMPERATURE,
+                    &d_logprob,
+                    &d_entropy,
+                    &mut grads,
+                );
+                decoder.backward(&cpu, &params, &batch, &mut tape, &mut grads);
+                (hidden, out, grads)
+            };
+            let (all_hidden, all, all_grads) = run(false);
+            let (hidden, some, grads) = run(true);
+            let c = decoder.config.width;
+            assert_eq!(hidden.len(), rows.len() * c, "{name}");
+            for (hidden, &row) in hidden.chunks_exact(c).zip(&rows) {
+                assert_eq!(bits(hidden), bits(&all_hidden[row * c..(row + 1) * c]), "{name}, row {row}");
+            }
+            assert_eq!(some, all, "{name}");
+            // A row that was left out had a gradient of 0 and added exactly nothing.
+            assert!(grads.data.iter().zip(&*all_grads.data).all(|(a, b)| a == b), "{name}, {recompute:?}");
+        }
+    }
+}

@@ -65,7 +65,7 @@ impl<'c> Learner<'c> {
         objective: impl FnOnce(&LogProbs) -> (Vec<f32>, Vec<f32>, R),
     ) -> R {
         let Self { cpu, model, decoder, grads, recompute, tape, .. } = self;
-        decoder.forward(cpu, &model.params, batch, *recompute, tape);
+        decoder.forward_to(cpu, &model.params, batch, rows_of(predictions), *recompute, tape);
         let out = decoder.logprobs(cpu, &model.params, tape, predictions, temperature);
         let (d_logprob_m, d_entropy_m, result) = objective(&out);
         decoder.begin_backward(tape);
@@ -92,7 +92,7 @@ impl<'c> Learner<'c> {
         objective: impl FnOnce(&[f32]) -> (Vec<f32>, R),
     ) -> R {
         let Self { cpu, model, decoder, grads, recompute, tape, .. } = self;
-        decoder.forward(cpu, &model.params, batch, *recompute, tape);
+        decoder.forward_to(cpu, &model.params, batch, rows.iter().copied(), *recompute, tape);
         let scalars = decoder.scalars(&model.params, tape, rows);
         let (d_scalar, result) = objective(&scalars);
         decoder.begin_backward(tape);
@@ -139,13 +139,14 @@ impl<'c> Learner<'c> {
     /// `ln sum_v p_v^2` of the distribution that each prediction is made from, without learning.
     pub fn log_sum_sq_probs(&mut self, batch: &Batch, predictions: &[Prediction]) -> Vec<f32> {
         let Self { cpu, model, decoder, tape, .. } = self;
-        decoder.forward(cpu, &model.params, batch, Recompute::Layer, tape);
+        decoder.forward_to(cpu, &model.params, batch, rows_of(predictions), Recompute::Layer, tape);
         decoder.log_sum_sq_probs(cpu, &model.params, tape, predictions, 1.0)
     }
 
     /// Scalars without learning.
     pub fn scalars(&mut self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
-        self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);
+        let Self { cpu, model, decoder, tape, .. } = self;
+        decoder.forward_to(cpu, &model.params, batch, rows.iter().copied(), Recompute::Layer, tape);
         self.decoder.scalars(&self.model.params, &self.tape, rows)
     }
 
@@ -178,7 +179,8 @@ impl<'c> Frozen<'c> {
 
     /// The scalar head at some rows.
     pub fn scalars(&mut self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
-        self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);
+        let Self { cpu, model, decoder, tape, .. } = self;
+        decoder.forward_to(cpu, &model.params, batch, rows.iter().copied(), Recompute::Layer, tape);
         self.decoder.scalars(&self.model.params, &self.tape, rows)
     }
 
@@ -196,8 +198,11 @@ impl<'c> Frozen<'c> {
         temperature: f32,
     ) -> Vec<f32> {
         let params = &policy.model.params;
-        policy.decoder.forward(self.cpu, params, batch, Recompute::Layer, &mut policy.tape);
-        self.decoder.forward(self.cpu, &self.model.params, batch, Recompute::Layer, &mut self.tape);
+        for (decoder, params, tape) in
+            [(&policy.decoder, params, &mut policy.tape), (&self.decoder, &self.model.params, &mut self.tape)]
+        {
+            decoder.forward_to(self.cpu, params, batch, rows_of(predictions), Recompute::Layer, tape);
+        }
         policy.decoder.kl_full(
             self.cpu,
             (params, &policy.tape),
@@ -221,6 +226,11 @@ fn logprobs(
     predictions: &[Prediction],
     temperature: f32,
 ) -> LogProbs {
-    decoder.forward(cpu, params, batch, Recompute::Layer, tape);
+    decoder.forward_to(cpu, params, batch, rows_of(predictions), Recompute::Layer, tape);
     decoder.logprobs(cpu, params, tape, predictions, temperature)
+}
+
+/// The rows that tokens are predicted from.
+fn rows_of(predictions: &[Prediction]) -> impl Iterator<Item = usize> + '_ {
+    predictions.iter().map(|prediction| prediction.row)
 }

@@ -25,8 +25,8 @@ const K_BLOCK: usize = 128;
 /// Rows of one forward task: eight tiles share each panel's block.
 const ROW_BLOCK: usize = 8 * ROWS;
 
-/// Rows for which a task of the input's gradient turns its weights once: enough that turning costs little.
-const TURNED_ROWS_MAX: usize = 8 * ROW_BLOCK;
+/// Weights that the input's gradient turns at a time: 4 MiB, so that they are still in the cache when they are used.
+const TURNED_MAX: usize = 1 << 20;
 
 /// Below this many rows the tiles broadcast straight from `x`, without packing.
 const DIRECT_ROWS_MAX: usize = 1;
@@ -34,6 +34,8 @@ const DIRECT_ROWS_MAX: usize = 1;
 thread_local! {
     /// Packed operands of the task that this thread runs.
     static SCRATCH: RefCell<(Buffer, Buffer)> = RefCell::default();
+    /// Turned weights, of the thread that starts the loops.
+    static TURNED: RefCell<Buffer> = RefCell::default();
 }
 
 /// What an output's sums start from.
@@ -48,10 +50,10 @@ pub enum Write<'a> {
 }
 
 impl Write<'_> {
-    /// For the block of the sum that starts at `k0` and the tile at `at`, in rows of `stride`.
-    fn init(self, k0: usize, at: usize, stride: usize) -> Init {
+    /// For the block of the sum that starts at `j0` and the tile at `at`, in rows of `stride`.
+    fn init(self, j0: usize, at: usize, stride: usize) -> Init {
         match self {
-            _ if k0 > 0 => Init::C,
+            _ if j0 > 0 => Init::C,
             Write::Set => Init::Zero,
             Write::Add => Init::C,
             Write::Onto(x) => Init::From(x[at..].as_ptr(), stride),
@@ -86,54 +88,11 @@ pub fn forward(
         assert_eq!(bias_n.len(), n, "linear forward: one bias an output");
         assert_eq!(write, Write::Set, "linear forward: a bias starts the sum");
     }
-    let isa = cpu.isa();
-    let panels = n.div_ceil(LANES);
-    let row_blocks = m.div_ceil(ROW_BLOCK);
-    let groups = panel_groups(cpu, panels, row_blocks);
-    let y = SharedMut::new(y_mn);
-    cpu.for_each(row_blocks * groups, |task| {
-        let (row_block, group) = (task / groups, task % groups);
-        let row0 = row_block * ROW_BLOCK;
-        let rows = ROW_BLOCK.min(m - row0);
-        let first_panel = group * panels / groups;
-        let last_panel = (group + 1) * panels / groups;
-        SCRATCH.with_borrow_mut(|(packed, _)| {
-            for k0 in (0..k).step_by(K_BLOCK) {
-                let k_len = K_BLOCK.min(k - k0);
-                if rows > DIRECT_ROWS_MAX {
-                    packed.grow(ROW_BLOCK * K_BLOCK);
-                    pack_rows(isa, packed, &x_mk[row0 * k..(row0 + rows) * k], k, k0, k_len);
-                }
-                for panel in first_panel..last_panel {
-                    let n0 = panel * LANES;
-                    let lanes = LANES.min(n - n0);
-                    let b = w[(panel * k + k0) * LANES..].as_ptr();
-                    for i in (0..rows).step_by(ROWS) {
-                        let tile_rows = ROWS.min(rows - i);
-                        let a = if rows > DIRECT_ROWS_MAX {
-                            A::columns(packed[i * k_len..].as_ptr(), tile_rows)
-                        } else {
-                            A::columns(x_mk[(row0 + i) * k + k0..].as_ptr(), 1)
-                        };
-                        let at = (row0 + i) * n + n0;
-                        let init = match bias_n {
-                            Some(bias_n) if k0 == 0 => Init::Bias(bias_n[n0..].as_ptr()),
-                            _ => write.init(k0, at, n),
-                        };
-                        let c = y.pointer(at);
-                        // SAFETY: the tile of `y` belongs to this task; the panel holds `k_len` rows
-                        // of 32 from `k0`; the packed block holds `k_len` columns of this tile's rows.
-                        unsafe { isa.product(c, n, a, b, LANES, tile_rows, lanes, k_len, init) };
-                    }
-                }
-            }
-        });
-    });
+    let x = Left { rows: x_mk, stride: k, first: 0, len: k };
+    rows_times_panels(cpu, y_mn, n, x, Panels { w, stride: k * LANES }, bias_n, write, m);
 }
 
 /// `d_x_mk = d_y_mn w_nk` (or added to what is there), `w` in panels.
-///
-/// A task turns the blocks of its channels' weights once, for all its rows.
 ///
 /// # Panics
 ///
@@ -151,42 +110,88 @@ pub fn backward_input(
     write.check("linear backward_input", d_x_mk.len());
     let isa = cpu.isa();
     let panels = k.div_ceil(LANES);
-    let row_chunks = m.div_ceil(TURNED_ROWS_MAX);
-    let chunk_rows = m.div_ceil(row_chunks.max(1)).next_multiple_of(ROWS);
-    // Few tasks: each packs `d_y` for itself.
-    let groups = (2 * cpu.threads()).div_ceil(row_chunks.max(1)).min(panels);
-    let d_x = SharedMut::new(d_x_mk);
-    cpu.for_each(row_chunks * groups, |task| {
-        let (row_chunk, group) = (task / groups, task % groups);
-        let rows = (row_chunk * chunk_rows).min(m)..m.min((row_chunk + 1) * chunk_rows);
-        let first_panel = group * panels / groups;
-        let last_panel = (group + 1) * panels / groups;
-        SCRATCH.with_borrow_mut(|(packed, turned)| {
-            packed.grow(ROW_BLOCK * K_BLOCK);
-            turned.grow((last_panel - first_panel) * K_BLOCK * LANES);
-            for n0 in (0..n).step_by(K_BLOCK) {
-                let n_len = K_BLOCK.min(n - n0);
-                for (panel, turned) in (first_panel..last_panel).zip(turned.chunks_exact_mut(K_BLOCK * LANES))
-                {
-                    turn(isa, turned, w, n0, n_len, panel * LANES, k);
+    let part = (TURNED_MAX / (panels * LANES) / K_BLOCK * K_BLOCK).max(K_BLOCK);
+    TURNED.with_borrow_mut(|turned| {
+        for n0 in (0..n).step_by(part) {
+            let len = part.min(n - n0);
+            let stride = len.next_multiple_of(LANES) * LANES;
+            turned.grow(panels * stride);
+            let turned = &mut turned[..panels * stride];
+            cpu.for_each_chunk(turned, stride, |panel, turned| {
+                turn(isa, turned, w, n0, len, panel * LANES, k)
+            });
+            let d_y = Left { rows: d_y_mn, stride: n, first: n0, len };
+            let write = if n0 == 0 { write } else { Write::Add };
+            rows_times_panels(cpu, d_x_mk, k, d_y, Panels { w: turned, stride }, None, write, m);
+        }
+    });
+}
+
+/// Some columns of a matrix, row by row.
+#[derive(Clone, Copy)]
+struct Left<'a> {
+    rows: &'a [f32],
+    stride: usize,
+    first: usize,
+    len: usize,
+}
+
+/// 32 outputs of a matrix in each panel.
+#[derive(Clone, Copy)]
+struct Panels<'a> {
+    w: &'a [f32],
+    /// Floats from one panel to the next.
+    stride: usize,
+}
+
+/// `y[i][o] = init + sum_j x[i][j] panel[j][o]`: both products whose sums run along a row.
+fn rows_times_panels(
+    cpu: &Cpu,
+    y: &mut [f32],
+    outputs: usize,
+    x: Left<'_>,
+    panels: Panels<'_>,
+    bias: Option<&[f32]>,
+    write: Write<'_>,
+    m: usize,
+) {
+    let isa = cpu.isa();
+    let count = outputs.div_ceil(LANES);
+    let row_blocks = m.div_ceil(ROW_BLOCK);
+    let groups = panel_groups(cpu, count, row_blocks);
+    let y = SharedMut::new(y);
+    cpu.for_each(row_blocks * groups, |task| {
+        let (row_block, group) = (task / groups, task % groups);
+        let row0 = row_block * ROW_BLOCK;
+        let rows = ROW_BLOCK.min(m - row0);
+        SCRATCH.with_borrow_mut(|(packed, _)| {
+            for j0 in (0..x.len).step_by(K_BLOCK) {
+                let len = K_BLOCK.min(x.len - j0);
+                if rows > DIRECT_ROWS_MAX {
+                    packed.grow(ROW_BLOCK * K_BLOCK);
+                    let x_rows = &x.rows[row0 * x.stride..(row0 + rows) * x.stride];
+                    pack_rows(isa, packed, x_rows, x.stride, x.first + j0, len);
                 }
-                for row0 in rows.clone().step_by(ROW_BLOCK) {
-                    let block_rows = ROW_BLOCK.min(rows.end - row0);
-                    pack_rows(isa, packed, &d_y_mn[row0 * n..(row0 + block_rows) * n], n, n0, n_len);
-                    for (panel, turned) in (first_panel..last_panel).zip(turned.chunks_exact(K_BLOCK * LANES))
-                    {
-                        let k0 = panel * LANES;
-                        let lanes = LANES.min(k - k0);
-                        for i in (0..block_rows).step_by(ROWS) {
-                            let tile = ROWS.min(block_rows - i);
-                            let a = A::columns(packed[i * n_len..].as_ptr(), tile);
-                            let at = (row0 + i) * k + k0;
-                            let (c, init) = (d_x.pointer(at), write.init(n0, at, k));
-                            // SAFETY: the tile of `d_x` belongs to this task; both blocks hold `n_len` outputs.
-                            unsafe {
-                                isa.product(c, k, a, turned.as_ptr(), LANES, tile, lanes, n_len, init);
-                            }
-                        }
+                for panel in group * count / groups..(group + 1) * count / groups {
+                    let o0 = panel * LANES;
+                    let lanes = LANES.min(outputs - o0);
+                    let b = panels.w[panel * panels.stride + j0 * LANES..].as_ptr();
+                    for i in (0..rows).step_by(ROWS) {
+                        let tile_rows = ROWS.min(rows - i);
+                        let a = if rows > DIRECT_ROWS_MAX {
+                            A::columns(packed[i * len..].as_ptr(), tile_rows)
+                        } else {
+                            A::columns(x.rows[(row0 + i) * x.stride + x.first + j0..].as_ptr(), 1)
+                        };
+                        let at = (row0 + i) * outputs + o0;
+                        let init = match bias {
+                            Some(bias) if j0 == 0 => Init::Bias(bias[o0..].as_ptr()),
+                            _ => write.init(j0, at, outputs),
+                        };
+                        let c = y.pointer(at);
+                        // SAFETY: the tile of `y` belongs to this task; the panel holds `len` rows
+                        // of 32 from `j0`; the packed block holds `len` columns of this tile's rows.
+                        unsafe { isa.product(c, outputs, a, b, LANES, tile_rows, lanes, len, init) };
                     }
                 }
             }
