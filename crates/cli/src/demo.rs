@@ -47,7 +47,7 @@ pub const CONFIDENCE: f64 = 0.95;
 /// Longest answer, in tokens.
 const ANSWER_TOKENS: usize = 32;
 /// Documents to pretrain on.
-const DOCUMENTS: usize = 16000;
+const DOCUMENTS: usize = 12000;
 /// Demonstrations to imitate.
 const DEMONSTRATIONS: usize = 5000;
 /// Prompts that candidates are sampled for.
@@ -459,8 +459,8 @@ impl<'a> Demo<'a> {
             ("num_mini_batches", "2"),
             ("max_length", "128"),
             ("missing_eos_penalty", "1.0"),
-            ("eval_steps", "5"),
-            ("max_steps", "120"),
+            ("eval_steps", "10"),
+            ("max_steps", "100"),
         ];
         if over_optimise {
             sets.extend([
