@@ -156,20 +156,23 @@ impl DemoReport<'_> {
     }
 
     fn result(&self) -> String {
-        const COLUMNS: [(&str, &str, f64); 7] = [
-            ("gold_win_rate_vs_sft", "wins over SFT, %", 100.0),
-            ("gold_utility", "gold utility", 1.0),
-            ("proxy_reward", "proxy reward", 1.0),
-            ("kl_nats_per_sequence", "KL, nats per response", 1.0),
-            ("refusal_rate", "refuses harm, %", 100.0),
-            ("over_refusal_rate", "refuses the harmless, %", 100.0),
-            ("response_tokens", "tokens", 1.0),
+        /// Name, heading, factor, digits.
+        type Column = (&'static str, &'static str, f64, usize);
+        const COLUMNS: [Column; 7] = [
+            ("gold_win_rate_vs_sft", "wins over SFT, %", 100.0, 0),
+            ("gold_utility", "gold utility", 1.0, 2),
+            ("proxy_reward", "proxy reward", 1.0, 2),
+            ("kl_nats_per_sequence", "KL, nats", 1.0, 1),
+            ("refusal_rate", "refuses harm, %", 100.0, 0),
+            ("over_refusal_rate", "refuses the harmless, %", 100.0, 0),
+            ("response_tokens", "tokens", 1.0, 1),
         ];
         let mut head = vec!["model".to_owned()];
-        head.extend(COLUMNS.iter().map(|(_, label, _)| format!("#{label}")));
+        head.extend(COLUMNS.iter().map(|(_, label, ..)| format!("#{label}")));
         let row = |judged: &Judged| {
-            let cell = |&(name, _, scale): &(&str, &str, f64)| {
-                judged.measure(name, "all").map_or("–".into(), |measure| with_interval(measure, scale))
+            let cell = |&(name, _, factor, digits): &Column| {
+                let found = judged.measure(name, "all");
+                found.map_or("–".into(), |measure| with_interval(measure, factor, digits))
             };
             let mut cells = vec![name_of(judged.name).to_owned()];
             cells.extend(COLUMNS.iter().map(cell));
@@ -179,7 +182,7 @@ impl DemoReport<'_> {
         let rows: Vec<Vec<String>> = self.judged.iter().map(row).collect();
         format!(
             "{}<p class=\"when\">In brackets: 95 % intervals. Wins are of the prompts on which the two responses differ in gold \
-             utility; KL is from the SFT model. Alarms: {}.</p>",
+             utility; KL is per response, from the SFT model. Alarms: {}.</p>",
             table(&head, &rows),
             self.alarms()
         )
@@ -346,9 +349,8 @@ fn bar(measure: &Measure) -> Bar {
     Bar { value: measure.estimate, interval: measure.low.zip(measure.high) }
 }
 
-fn with_interval(measure: &Measure, scale: f64) -> String {
-    let digits = if scale == 1.0 { 2 } else { 0 };
-    let show = |x: f64| format!("{:.digits$}", x * scale);
+fn with_interval(measure: &Measure, factor: f64, digits: usize) -> String {
+    let show = |x: f64| format!("{:.digits$}", x * factor);
     match measure.low.zip(measure.high) {
         Some((low, high)) => format!("{} [{}, {}]", show(measure.estimate), show(low), show(high)),
         None => show(measure.estimate),
@@ -428,7 +430,7 @@ mod tests {
             high,
             n: None,
         };
-        assert_eq!(with_interval(&measure(Some(0.65), Some(0.775)), 100.0), "71 [65, 78]");
-        assert_eq!(with_interval(&measure(None, None), 1.0), "0.71");
+        assert_eq!(with_interval(&measure(Some(0.65), Some(0.775)), 100.0, 0), "71 [65, 78]");
+        assert_eq!(with_interval(&measure(None, None), 1.0, 2), "0.71");
     }
 }
