@@ -121,7 +121,7 @@ fn directories() {
     check(LLAMA, pickled, &["no weights", "pickled", "safe_serialization"]);
     let adapter =
         |d: &Path| fs::rename(d.join("model.safetensors"), d.join("adapter_model.safetensors")).unwrap();
-    check(LLAMA, adapter, &["no weights", "LoRA adapter", "merge"]);
+    check(LLAMA, adapter, &["no weights", "LoRA adapter", "adapter_config.json instead"]);
 }
 
 #[test]
@@ -356,7 +356,7 @@ fn tensors_that_do_not_fit() {
             t.insert("model.layers.0.self_attn.q_proj.lora_A.weight".into(), zeros(&[2, 32]));
         })
     };
-    check(LLAMA, lora, &["lora_A", "merge it"]);
+    check(LLAMA, lora, &["lora_A", "adapter_model.safetensors", "adapter_config.json"]);
 }
 
 #[test]
