@@ -28,11 +28,7 @@ pub struct Learner<'c> {
 impl<'c> Learner<'c> {
     /// A learner of this model.
     pub fn new(cpu: &'c Cpu, model: Model, config: OptimizerConfig, recompute: Recompute) -> Self {
-        let decoder = decoder_of(&model);
-        let grads = Params::zeros(&model.layout);
-        let optimizer = Optimizer::new(config, model.layout.len);
-        let tape = Tape::default();
-        Self { cpu, model, adapter: None, decoder, grads, optimizer, recompute, tape, tokens: 0 }
+        Self::of(cpu, model, None, config, recompute)
     }
 
     /// The same, training an adapter of the model.
@@ -43,10 +39,20 @@ impl<'c> Learner<'c> {
         config: OptimizerConfig,
         recompute: Recompute,
     ) -> Self {
+        Self::of(cpu, model, Some(adapter), config, recompute)
+    }
+
+    fn of(
+        cpu: &'c Cpu,
+        model: Model,
+        adapter: Option<Adapter>,
+        config: OptimizerConfig,
+        recompute: Recompute,
+    ) -> Self {
         let decoder = decoder_of(&model);
         let grads = Params::zeros(&model.layout);
-        let optimizer = Optimizer::new(config, adapter.params.data.len());
-        let (adapter, tape) = (Some(adapter), Tape::default());
+        let trained = adapter.as_ref().map_or(model.layout.len, |adapter| adapter.params.data.len());
+        let (optimizer, tape) = (Optimizer::new(config, trained), Tape::default());
         Self { cpu, model, adapter, decoder, grads, optimizer, recompute, tape, tokens: 0 }
     }
 
