@@ -50,8 +50,8 @@ const ANSWER_TOKENS: usize = 32;
 const DOCUMENTS: usize = 12000;
 /// Demonstrations to imitate.
 const DEMONSTRATIONS: usize = 5000;
-/// Prompts that candidates are sampled for.
-const VOTED_PROMPTS: usize = 2500;
+/// Prompts that candidates are sampled for, at most; the world has fewer.
+const VOTED_PROMPTS: usize = 5000;
 /// Candidates of each of them; neighbours are compared.
 const CANDIDATES: usize = 6;
 /// Validation prompts whose responses are judged while PPO runs.
@@ -430,7 +430,7 @@ impl<'a> Demo<'a> {
                 ("learning_rate", "1e-3"),
                 ("lr_scheduler_type", "cosine"),
                 ("per_device_train_batch_size", "32"),
-                ("num_train_epochs", "2"),
+                ("num_train_epochs", "1"),
                 ("max_length", "128"),
                 ("center_rewards_coefficient", "0.01"),
             ],
@@ -449,30 +449,33 @@ impl<'a> Demo<'a> {
 
     fn ppo(&mut self, sft: &Model, reward: &Model, over_optimise: bool) -> CommandResult<Model> {
         let mut sets = vec![
-            ("learning_rate", "1.5e-4"),
             ("critic_learning_rate", "1e-3"),
-            ("lr_scheduler_type", "constant"),
-            ("per_device_train_batch_size", "64"),
             ("response_length", "32"),
             ("temperature", "1.0"),
             ("num_ppo_epochs", "2"),
             ("num_mini_batches", "2"),
             ("max_length", "128"),
-            ("missing_eos_penalty", "1.0"),
             ("eval_steps", "10"),
-            ("max_steps", "100"),
         ];
-        if over_optimise {
-            sets.extend([
+        sets.extend(if over_optimise {
+            [
                 ("kl_coef", "0.0"),
                 ("missing_eos", "none"),
                 ("learning_rate", "1e-3"),
+                ("lr_scheduler_type", "constant"),
+                ("per_device_train_batch_size", "64"),
                 ("max_steps", "120"),
-            ]);
-            sets.retain(|(key, _)| *key != "missing_eos_penalty");
+            ]
         } else {
-            sets.push(("kl_coef", "0.15"));
-        }
+            [
+                ("kl_coef", "0.12"),
+                ("missing_eos_penalty", "1.0"),
+                ("learning_rate", "4e-4"),
+                ("lr_scheduler_type", "linear"),
+                ("per_device_train_batch_size", "96"),
+                ("max_steps", "110"),
+            ]
+        });
         let config: PpoConfig = self.settings("ppo", &sets)?;
         let prompts = self
             .world
@@ -515,10 +518,10 @@ impl<'a> Demo<'a> {
         let config: DpoConfig = self.settings(
             "dpo",
             &[
-                ("learning_rate", "1e-4"),
+                ("learning_rate", "2e-4"),
                 ("lr_scheduler_type", "cosine"),
                 ("per_device_train_batch_size", "32"),
-                ("num_train_epochs", "2"),
+                ("num_train_epochs", "1"),
                 ("max_length", "128"),
                 ("loss_type", "cdpo"),
                 ("beta", "0.5"),
