@@ -11,7 +11,7 @@ use std::path::PathBuf;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 use polity_train::config::{Config, KeyInfo};
-use polity_train::settings::{DpoConfig, PpoConfig, RewardConfig, SftConfig};
+use polity_train::settings::{DpoConfig, PpoConfig, Precision, RewardConfig, SftConfig};
 
 use crate::error::CommandResult;
 use crate::settings::{self, Uses};
@@ -290,6 +290,13 @@ pub struct BenchModel {
     /// A shape with random weights
     #[arg(long, value_enum, value_name = "NAME", default_value_t = NamedShape::Tiny)]
     pub shape: NamedShape,
+    /// What the matrix products are computed in: auto, f32 or bf16
+    #[arg(long, value_name = "NAME", default_value = "auto", value_parser = precision)]
+    pub precision: Precision,
+}
+
+fn precision(name: &str) -> Result<Precision, String> {
+    Precision::parse(name).ok_or_else(|| "expected auto, f32 or bf16".into())
 }
 
 /// A shape to measure without a model on disk.

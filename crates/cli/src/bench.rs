@@ -18,13 +18,15 @@ use std::path::Path;
 use std::time::Instant;
 
 use polity_compute::cpu::linear::{self, Write};
+use polity_compute::params::Buffer;
 use polity_compute::{
-    Batch, Cpu, Decoder, DecoderConfig, Optimizer, OptimizerConfig, Params, Prediction, Recompute, Shape,
-    Tape,
+    Batch, Cpu, Decoder, DecoderConfig, Optimizer, OptimizerConfig, ParamSpec, Params, Prediction, Recompute,
+    Shape, Tape,
 };
 use polity_lm::engine::{Engine, Flow, Limits, Request, SamplerConfig, TokenEvent};
 use polity_lm::rng::Stream;
 use polity_lm::{HfConfig, Model};
+use polity_train::settings::Precision;
 use serde::Serialize;
 use serde_json::json;
 
@@ -138,16 +140,20 @@ struct Subject {
 
 impl Subject {
     fn new(which: &BenchModel, global: &Global, ui: &Ui) -> CommandResult<Self> {
-        match &which.model {
-            Some(dir) => Self::load(dir, global),
+        let mut subject = match &which.model {
+            Some(dir) => Self::load(dir, global)?,
             None => {
                 ui.note(&format!("making {} with random weights", which.shape.name()));
                 let model = Model::init(which.shape.config()?, 0)?;
                 let decoder = Decoder::new(model.config).map_err(CommandError::failed)?;
                 let name = which.shape.name().to_owned();
-                Ok(Self { name, decoder, params: model.params, cpu: Cpu::new(global.threads()) })
+                Self { name, decoder, params: model.params, cpu: Cpu::new(global.threads()) }
             }
-        }
+        };
+        let Self { decoder, params, cpu, .. } = &mut subject;
+        cpu.set_precision(which.precision.with(cpu.isa(), decoder.layout.parameter_count()));
+        params.pack(cpu, &decoder.layout.specs);
+        Ok(subject)
     }
 
     fn load(dir: &Path, global: &Global) -> CommandResult<Self> {
@@ -161,7 +167,7 @@ impl Subject {
             version: polity_train::run::CODE_VERSION,
             commit: polity_train::run::CODE_COMMIT,
             hardware: Hardware::detect(self.cpu.threads()),
-            precision: "f32",
+            precision: Precision::from(self.cpu.precision()).name(),
             model: &self.name,
             parameters: self.decoder.layout.parameter_count(),
             matmul,
@@ -356,7 +362,11 @@ fn generate(args: &BenchGenerateArgs, global: &Global, ui: &Ui) -> CommandResult
     }
     ui.end_progress();
     let matmul = before.faster(matmul(&subject.cpu));
-    let weights_gb = 4.0 * matrix_elements(&subject.decoder, true) as f64 / 1e9;
+    let bytes = match subject.cpu.precision() {
+        polity_compute::Precision::F32 => 4,
+        polity_compute::Precision::Bf16 => 2,
+    };
+    let weights_gb = (bytes * matrix_elements(&subject.decoder, true)) as f64 / 1e9;
     let batches = timed
         .into_iter()
         .map(|(responses, prompts, runs)| {
@@ -488,15 +498,19 @@ fn best_of(mut gflops: impl FnMut() -> f64) -> f64 {
 fn matmul(cpu: &Cpu) -> Matmul {
     let kernel = best_of(|| {
         let started = Instant::now();
-        let products = cpu.isa().peak_products(5_000);
+        let products = cpu.isa().peak_products(cpu.precision(), 5_000);
         2.0 * products / started.elapsed().as_secs_f64() / 1e9
     });
     let (m, n, k) = MATMUL_MNK;
-    let (x, w) = (vec![0.5f32; m * k], vec![0.01f32; n * k]);
+    let spec = ParamSpec { name: "w".into(), shape: Shape::Matrix { rows: n, cols: k }, offset: 0 };
+    let mut params = Params::of(Buffer::zeros(spec.range().len()));
+    params.data.fill(0.01);
+    params.pack(cpu, std::slice::from_ref(&spec));
+    let (x, w) = (vec![0.5f32; m * k], params.weights(&spec));
     let mut y = vec![0.0f32; m * n];
     let gflops = best_of(|| {
         let started = Instant::now();
-        linear::forward(cpu, &mut y, &x, &w, None, n, k, Write::Set);
+        linear::forward(cpu, &mut y, &x, w, None, n, k, Write::Set);
         2.0 * (m * n * k) as f64 / started.elapsed().as_secs_f64() / 1e9
     });
     Matmul { kernel_gflops_one_thread: kernel, gflops }

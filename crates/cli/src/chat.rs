@@ -44,10 +44,11 @@ struct Answer<'a> {
 
 /// Runs the verb.
 pub fn run(args: &ChatArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let loaded = Loaded::language_model(&args.model, "chat", global)?;
+    let mut loaded = Loaded::language_model(&args.model, "chat", global)?;
     let tokenizer = loaded.model.tokenizer()?.clone();
     let Read { settings, warnings } = Settings::read(Uses::Chat, &args.model, &loaded.model, &args.sets)?;
     warnings.iter().for_each(|warning| ui.warn(warning));
+    loaded.multiply_in(settings.precision);
     let template = loaded.template()?;
     if template.is_none() {
         if args.system.is_some() {

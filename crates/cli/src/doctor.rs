@@ -58,6 +58,8 @@ const LIMIT_NORM: f64 = 1.5e-6;
 const LIMIT_UPDATED_NATS: f64 = 1e-5;
 /// Largest difference between vector widths, nats. Measured 0: they agree to the bit.
 const LIMIT_WIDTHS_NATS: f64 = 1e-6;
+/// Of losses in bf16; measured 2e-3.
+const LIMIT_BF16_NATS: f64 = 2e-2;
 
 /// One comparison.
 #[derive(Clone, Debug, Serialize)]
@@ -88,7 +90,10 @@ pub fn run(global: &Global, ui: &Ui) -> CommandResult {
     let report = Report {
         version: polity_train::run::CODE_VERSION,
         commit: polity_train::run::CODE_COMMIT,
-        precision: "f32",
+        precision: match Isa::detect() {
+            Isa::Avx512Bf16 => "bf16 for models of at least 2M parameters, else f32",
+            _ => "f32",
+        },
         hardware: Hardware::detect(threads),
         ok: failed.is_empty(),
         checks: checks.clone(),
@@ -120,7 +125,7 @@ fn print(report: &Report) -> CommandResult {
         writeln!(out, "polity     {}{commit}, {platform}", report.version)?;
         writeln!(out, "processor  {cpu}")?;
         writeln!(out, "cores      {cores}, computing with {threads} {}", plural("thread", *threads as u64))?;
-        let native = if *bf16 { "yes, not used by this build" } else { "no" };
+        let native = if *bf16 { "yes" } else { "no" };
         writeln!(out, "vectors    {isa}; native bf16: {native}")?;
         if let (Some(all), Some(free)) = (memory_bytes, memory_available_bytes) {
             writeln!(out, "memory     {}, {} of it free", gib(*all), gib(*free))?;
@@ -173,6 +178,17 @@ fn checks(threads: usize, golden: &[Golden]) -> CommandResult<Vec<Check>> {
         let widths = portable.numbers.logprob_m.iter().map(|&x| f64::from(x)).collect::<Vec<_>>();
         let widths = largest_error(&run.numbers.logprob_m, &widths);
         checks.push(close(name("all vector widths agree"), widths, LIMIT_WIDTHS_NATS));
+        let [half, portable] = [Cpu::new(threads), Cpu::with_isa(1, Isa::Portable)].map(|cpu| {
+            model.train(&cpu.with_precision(polity_compute::Precision::Bf16), golden.losses.len())
+        });
+        let losses = largest_error(&half.losses, golden.losses);
+        checks.push(close(name("losses in bf16 are near PyTorch's in f32"), losses, LIMIT_BF16_NATS));
+        let error = largest_error(&half.losses, &portable.losses);
+        checks.push(close(
+            name("bf16 is the same without the processor's instructions"),
+            error,
+            LIMIT_WIDTHS_NATS,
+        ));
     }
     // Salmon et al. 2011, Random123's known answers for philox4x32-10.
     let philox = rng::philox4x32([0; 4], [0; 2]) == [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8];
@@ -245,6 +261,7 @@ impl Tiny {
     fn train(&self, cpu: &Cpu, steps: usize) -> Trained {
         let Self { decoder, params } = self;
         let (mut params, mut tape) = (params.clone(), Tape::default());
+        params.pack(cpu, &decoder.layout.specs);
         let mut grads = Params::zeros(&decoder.layout);
         let mut optimizer = Optimizer::new(ADAMW, decoder.layout.len);
         let mut batch = Batch::new();

@@ -45,9 +45,10 @@ struct Row<'r> {
 /// Runs the verb.
 pub fn run(args: &GenerateArgs, global: &Global, ui: &Ui) -> CommandResult {
     let rows = input::open(&args.input, ui)?;
-    let loaded = Loaded::language_model(&args.model, "generate text", global)?;
+    let mut loaded = Loaded::language_model(&args.model, "generate text", global)?;
     let Read { settings, warnings } = Settings::read(Uses::Generate, &args.model, &loaded.model, &args.sets)?;
     warnings.iter().for_each(|warning| ui.warn(warning));
+    loaded.multiply_in(settings.precision);
     if !settings.sampler.stop_strings.is_empty() {
         loaded.model.tokenizer()?;
     }

@@ -37,7 +37,7 @@ impl Hardware {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
             isa: isa_name(Isa::detect()),
-            bf16: has_bf16(),
+            bf16: Isa::detect() == Isa::Avx512Bf16,
             memory_bytes: kib_of(&meminfo, "MemTotal"),
             memory_available_bytes: kib_of(&meminfo, "MemAvailable"),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -53,6 +53,7 @@ pub fn peak_memory_bytes() -> Option<u64> {
 /// As a word.
 pub fn isa_name(isa: Isa) -> &'static str {
     match isa {
+        Isa::Avx512Bf16 => "avx512_bf16",
         Isa::Avx512 => "avx512",
         Isa::Avx2 => "avx2",
         Isa::Portable => "portable",
@@ -62,13 +63,6 @@ pub fn isa_name(isa: Isa) -> &'static str {
 /// `3.4 GiB`.
 pub fn gib(bytes: u64) -> String {
     format!("{:.1} GiB", bytes as f64 / (1u64 << 30) as f64)
-}
-
-fn has_bf16() -> bool {
-    #[cfg(target_arch = "x86_64")]
-    return is_x86_feature_detected!("avx512bf16");
-    #[cfg(not(target_arch = "x86_64"))]
-    false
 }
 
 /// The value of a line `KEY:   123 kB`, in bytes.

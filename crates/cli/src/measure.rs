@@ -39,8 +39,9 @@ struct ScoreRow {
 /// Runs `polity logprobs`.
 pub fn logprobs(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
     let rows = input::open(&args.input, ui)?;
-    let loaded = Loaded::language_model(&args.model, "give log-probs", global)?;
+    let mut loaded = Loaded::language_model(&args.model, "give log-probs", global)?;
     let Read { settings, .. } = Settings::read(Uses::Logprobs, &args.model, &loaded.model, &args.sets)?;
+    loaded.multiply_in(settings.precision);
     let rows = input::completions(rows, &loaded, ui)?;
     let temperature = settings.sampler.temperature;
     Sink::new(args.output.as_deref()).write(|out| {
@@ -53,8 +54,9 @@ pub fn logprobs(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
 /// Runs `polity score`.
 pub fn score(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
     let rows = input::open(&args.input, ui)?;
-    let loaded = Loaded::reward_model(&args.model, global)?;
-    Settings::read(Uses::Score, &args.model, &loaded.model, &args.sets)?;
+    let mut loaded = Loaded::reward_model(&args.model, global)?;
+    let Read { settings, .. } = Settings::read(Uses::Score, &args.model, &loaded.model, &args.sets)?;
+    loaded.multiply_in(settings.precision);
     let rows = input::completions(rows, &loaded, ui)?;
     Sink::new(args.output.as_deref()).write(|out| {
         in_batches("score", &rows, out, ui, |rows, tape, out| scores_of(&loaded, rows, tape, out))

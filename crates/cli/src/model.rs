@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use polity_compute::{Cpu, Decoder, Head};
 use polity_lm::{ChatTemplate, Model};
+use polity_train::settings::Precision;
 
 use crate::args::Global;
 use crate::error::{CommandError, CommandResult};
@@ -54,6 +55,14 @@ impl Loaded {
         let decoder = Decoder::new(model.config.clone())
             .map_err(|problem| CommandError::bad_input(format!("{}: {problem}", dir.display())))?;
         Ok(Self { dir: dir.to_owned(), model, decoder, cpu: Cpu::new(global.threads()) })
+    }
+
+    /// Chooses what the products are computed in.
+    pub fn multiply_in(&mut self, precision: Precision) {
+        let layout = &self.decoder.layout;
+        let precision = precision.with(self.cpu.isa(), layout.parameter_count());
+        self.cpu.set_precision(precision);
+        self.model.params.pack(&self.cpu, &layout.specs);
     }
 
     /// The chat template, if the directory has one.

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use polity_lm::Model;
 use polity_lm::engine::SamplerConfig;
+use polity_train::settings::Precision;
 use serde_json::{Map, Value};
 
 use crate::error::{CommandError, CommandResult};
@@ -153,6 +154,8 @@ pub struct Settings {
     pub seed: u64,
     /// Responses to each row.
     pub samples: usize,
+    /// Of the matrix products.
+    pub precision: Precision,
 }
 
 /// Settings and what was odd about the model's own.
@@ -181,6 +184,7 @@ impl Settings {
             },
             seed: 42,
             samples: 1,
+            precision: Precision::Auto,
         };
         let mut warnings = Vec::new();
         if SAMPLING.contains(&uses) {
@@ -219,10 +223,6 @@ impl Settings {
                     "--set: temperature = 0, expected a number above 0: log-probs divide by it",
                 ));
             }
-            if name == "precision" && text == "bf16" {
-                return Err(CommandError::bad_input("--set: precision = bf16: this build computes in f32")
-                    .hint("write precision=auto, which takes the best there is"));
-            }
         }
         Ok(())
     }
@@ -234,7 +234,7 @@ impl Settings {
         }
         let s = &mut self.sampler;
         match key {
-            "precision" => matches!(text, "auto" | "f32" | "bf16"),
+            "precision" => Precision::parse(text).map(|precision| self.precision = precision).is_some(),
             "temperature" => number(&mut s.temperature, text, |x| *x >= 0.0 && x.is_finite()),
             "top_k" => number(&mut s.top_k, text, |_| true),
             "top_p" => number(&mut s.top_p, text, |x| *x > 0.0 && *x <= 1.0),
@@ -392,7 +392,7 @@ mod tests {
             stop_strings: vec![],
             vocab: 10,
         };
-        Settings { sampler, seed: 42, samples: 1 }
+        Settings { sampler, seed: 42, samples: 1, precision: Precision::Auto }
     }
 
     fn set(uses: Uses, key: &str, value: &str) -> Result<Settings, (String, Vec<String>)> {
@@ -423,6 +423,7 @@ mod tests {
     #[test]
     fn values_reach_the_sampler() {
         let generate = |key, value| set(Uses::Generate, key, value).unwrap();
+        assert_eq!(generate("precision", "bf16").precision, Precision::Bf16);
         assert_eq!(generate("temperature", " 0.5").sampler.temperature, 0.5);
         assert_eq!(generate("top_k", "7").sampler.top_k, 7);
         assert_eq!(generate("top_p", "0.9").sampler.top_p, 0.9);
@@ -450,8 +451,6 @@ mod tests {
         assert_eq!(message("n", "0"), "--set: n = 0, expected an integer, at least 1");
         assert_eq!(message("top_k", "-1"), "--set: top_k = -1, expected an integer, at least 0");
         assert!(message("stop", "[\"\"]").contains("expected a text"));
-        let (message, hints) = set(Uses::Generate, "precision", "bf16").unwrap_err();
-        assert!(message.contains("f32") && hints[0].contains("auto"));
         assert!(set(Uses::Logprobs, "temperature", "0").unwrap_err().0.contains("above 0"));
     }
 

@@ -6,7 +6,7 @@
 
 use std::path::{Path, PathBuf};
 
-use polity_compute::{Cpu, Head, Recompute};
+use polity_compute::{Cpu, Head, Isa, Recompute};
 use polity_lm::model::ScalarInit;
 use polity_lm::{Adapter, ChatTemplate, Model, adapter};
 use polity_rows::{CompletionRow, FromRow, PreferenceRow, PromptRow};
@@ -71,10 +71,6 @@ impl<C: Config> Setup<C> {
         let extra = Extra { settings: config.values(), ..Extra::default() };
         let mut findings = Findings { ui, extra };
         config.warnings().into_iter().for_each(|warning| findings.warn(warning));
-        if common(&config).precision == Precision::Bf16 {
-            return Err(CommandError::bad_input("precision = \"bf16\": this version computes in f32 only")
-                .hint("leave precision out, or set it to \"f32\""));
-        }
         let threads = match common(&config).threads {
             0 => global.threads(),
             threads => threads,
@@ -87,7 +83,28 @@ impl<C: Config> Setup<C> {
             Some(tokenizer) => ChatTemplate::load(&args.model, tokenizer.special_texts())?,
             None => None,
         };
-        Ok((Self { config, model, template, cpu: Cpu::new(threads), threads }, findings))
+        let cpu = Cpu::new(threads);
+        let precision = common(&config).precision.with(cpu.isa(), model.layout.parameter_count());
+        // What "auto" came to is written down, so that a run goes on in it or not at all.
+        let resolved = Precision::from(precision);
+        let config = match common(&config).precision {
+            Precision::Auto => {
+                let set = ("precision".to_owned(), resolved.name().to_owned());
+                C::from_toml_and_sets(file, &[&args.sets[..], &[set]].concat())?
+            }
+            _ => config,
+        };
+        match (precision, cpu.isa()) {
+            (polity_compute::Precision::Bf16, Isa::Avx512Bf16) => {
+                findings.note("matrix products in bf16; weights, sums, gradients and moments in f32".into())
+            }
+            (polity_compute::Precision::Bf16, _) => findings.warn(
+                "precision = \"bf16\" on a processor without bf16 instructions: exact, but slower than \"f32\"".into(),
+            ),
+            (polity_compute::Precision::F32, _) => {}
+        }
+        let cpu = cpu.with_precision(precision);
+        Ok((Self { config, model, template, cpu, threads }, findings))
     }
 
     fn encoder(&self) -> Encoder<'_> {

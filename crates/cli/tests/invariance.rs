@@ -173,6 +173,19 @@ fn an_adapter_s_run_killed_and_resumed_ends_in_the_same_bits() {
 }
 
 #[test]
+fn a_run_in_bf16_killed_and_resumed_ends_in_the_same_bits() {
+    let dir = tempfile::tempdir().unwrap();
+    let all = rows(dir.path());
+    let pairs = rows_with(dir.path(), &all, &["prompt", "chosen", "rejected"]);
+    let prompts = rows_with(dir.path(), &all, &["prompt"]);
+    let bf16 = ["--set", "precision=bf16"];
+    check("dpo", &pairs, &[&bf16[..], &["--set", "use_peft=true"]].concat(), 8, dir.path());
+    let reward = check("reward", &pairs, &bf16, 5, dir.path()).join("model");
+    let ppo = ["--reward-model", reward.to_str().unwrap(), "--set", "response_length=8"];
+    check("ppo", &prompts, &[&ppo[..], &bf16].concat(), 6, dir.path());
+}
+
+#[test]
 fn a_step_is_the_same_however_it_is_cut() {
     let dir = tempfile::tempdir().unwrap();
     let all = rows(dir.path());

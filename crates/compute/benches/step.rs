@@ -1,5 +1,5 @@
 //! Where the time of a training step goes: each part's milliseconds and rate, for the shapes of real work.
-//! Run: `cargo bench -p polity-compute --bench step [-- SHAPE…]`.
+//! Run: `cargo bench -p polity-compute --bench step [-- SHAPE… f32 bf16]`.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -51,10 +51,18 @@ fn main() {
         Work { name: "smol135m/10", config: smol(), rows: 8, length: 256 },
         Work { name: "smol135m/10, long", config: smol(), rows: 1, length: 2048 },
     ];
-    let asked: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let cpu = Cpu::new(2);
+    let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
+    let (precisions, asked): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a == "f32" || a == "bf16");
+    for (name, precision) in [("f32", Precision::F32), ("bf16", Precision::Bf16)] {
+        if precisions.is_empty() || precisions.iter().any(|a| a == name) {
+            steps(&Cpu::new(2).with_precision(precision), &all, &asked);
+        }
+    }
+}
+
+fn steps(cpu: &Cpu, all: &[Work], asked: &[String]) {
     let start = Instant::now();
-    let products = cpu.isa().peak_products(200_000);
+    let products = cpu.isa().peak_products(cpu.precision(), 200_000);
     println!(
         "{cpu:?}; one thread's peak {:.0} GFLOP/s",
         2.0 * products / start.elapsed().as_secs_f64() / 1e9
@@ -64,13 +72,14 @@ fn main() {
         "", "forward", "head", "head bwd", "backward", "update", "all", "GFLOP/s"
     );
     for work in all.iter().filter(|work| asked.is_empty() || asked.iter().any(|a| work.name.starts_with(a))) {
-        measure(&cpu, work);
+        measure(cpu, work);
     }
 }
 
 fn measure(cpu: &Cpu, work: &Work) {
     let decoder = Decoder::new(work.config.clone()).expect("a valid shape");
     let mut params = random_params(&decoder, 1);
+    params.pack(cpu, &decoder.layout.specs);
     let mut numbers = Numbers(2);
     let rows: Vec<Vec<u32>> = (0..work.rows).map(|_| numbers.ids(work.length, work.config.vocab)).collect();
     let batch = Batch::from_rows(rows.iter().map(Vec::as_slice));

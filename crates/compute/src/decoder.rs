@@ -394,7 +394,7 @@ impl Decoder {
                 cpu.for_each_chunk(x, c, |row, x_c| start(x_c, row, bias_c));
             }
             let k = self.layout.specs[w.weight].shape.rows_cols().1;
-            linear::forward(cpu, x, y, params.slice(&self.layout, w.weight), None, c, k, write);
+            linear::forward(cpu, x, y, params.weights(&self.layout.specs[w.weight]), None, c, k, write);
             return;
         };
         proj.grow(x.len());
@@ -769,7 +769,7 @@ impl Decoder {
     fn head<'p>(&self, params: &'p Params, temperature: f32) -> HeadRef<'p> {
         assert_ne!(self.config.head, Head::Scalar, "a scalar head has no log-probs");
         HeadRef {
-            w: params.slice(&self.layout, self.layout.head),
+            w: params.weights(&self.layout.specs[self.layout.head]),
             vocab: self.config.vocab,
             width: self.config.width,
             logits: LogitParams { softcap: self.config.logit_softcap, temperature },
@@ -862,7 +862,7 @@ impl Decoder {
     fn linear(&self, cpu: &Cpu, params: &Params, p: LinearParams, y: &mut [f32], x: &[f32]) {
         let (n, k) = self.layout.specs[p.weight].shape.rows_cols();
         let bias = p.bias.map(|b| params.slice(&self.layout, b));
-        linear::forward(cpu, y, x, params.slice(&self.layout, p.weight), bias, n, k, Write::Set);
+        linear::forward(cpu, y, x, params.weights(&self.layout.specs[p.weight]), bias, n, k, Write::Set);
     }
 
     fn linear_backward(
@@ -877,7 +877,8 @@ impl Decoder {
         x: &[f32],
     ) {
         let (n, k) = self.layout.specs[p.weight].shape.rows_cols();
-        linear::backward_input(cpu, d_x, d_y, params.slice(&self.layout, p.weight), n, k, write);
+        let w = params.weights(&self.layout.specs[p.weight]);
+        linear::backward_input(cpu, d_x, d_y, w, n, k, write);
         let specs = &self.layout.specs;
         let (d_w, d_b) = match p.bias {
             None => (grads.slice_mut(&self.layout, p.weight), None),
@@ -889,7 +890,7 @@ impl Decoder {
                 (d_w, Some(d_b))
             }
         };
-        linear::backward_weight(cpu, d_w, d_b, d_y, x, n, k);
+        linear::backward_weight(cpu, w.precision(), d_w, d_b, d_y, x, n, k);
     }
 }
 

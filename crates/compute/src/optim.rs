@@ -50,7 +50,7 @@ pub struct UpdateStats {
 impl Optimizer {
     /// Zero moments for a flat buffer of `len` numbers, no steps.
     pub fn new(config: OptimizerConfig, len: usize) -> Self {
-        let zeros = || Params { data: Buffer::zeros(len) };
+        let zeros = || Params::of(Buffer::zeros(len));
         Self { config, m: zeros(), v: zeros(), step: 0 }
     }
 
@@ -87,9 +87,11 @@ impl Optimizer {
                 grad_scale: clip_factor,
             };
             let range = spec.range();
+            let (w, pairs) = params.masters_and_pairs(spec);
             adamw::update(
                 cpu,
-                &mut params.data[range.clone()],
+                w,
+                pairs,
                 &mut self.m.data[range.clone()],
                 &mut self.v.data[range.clone()],
                 &grads.data[range],

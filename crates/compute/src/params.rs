@@ -17,9 +17,20 @@
 //! and decoding share one copy, and the optimiser does not notice. The padding rows have zero weight,
 //! zero gradient and so stay zero.
 //!
+//! **Pairs.** For products in bf16 ([`Precision::Bf16`]) the weights are held once more, rounded, two inputs in
+//! one 32-bit word, since that is what the processor multiplies in one step:
+//!
+//! ```text
+//! pairs[n / 32][k / 2][n % 32]      even k in the lower half of the word, odd k in the upper
+//! ```
+//!
+//! This copy follows from the f32 weights and is made again where they change: by the optimiser, in its pass, and by
+//! [`Params::pack`] for whoever else writes weights. A matrix with an odd number of inputs has none and stays f32.
+//!
 //! Not here: names in a Hugging Face file (`lm`), the update rule (`optim`).
 
 use crate::config::{DecoderConfig, Head, NormKind, Position, QkNorm};
+use crate::cpu::{Cpu, Precision, bf16};
 
 /// Outputs in one panel: two AVX-512 registers, four AVX2 ones.
 pub const LANES: usize = 32;
@@ -74,7 +85,7 @@ pub struct ParamSpec {
     pub name: String,
     /// How it is stored.
     pub shape: Shape,
-    /// First float in the buffer; a multiple of 16, so that panels are cache-line aligned.
+    /// First float in the buffer; a multiple of 32, so that panels and pairs are cache-line aligned.
     pub offset: usize,
 }
 
@@ -82,6 +93,16 @@ impl ParamSpec {
     /// The floats of this tensor in a flat buffer.
     pub fn range(&self) -> std::ops::Range<usize> {
         self.offset..self.offset + self.shape.stored_len()
+    }
+
+    /// Whether the tensor is a matrix whose inputs come in pairs.
+    fn has_pairs(&self) -> bool {
+        matches!(self.shape, Shape::Matrix { cols, .. } if cols % 2 == 0)
+    }
+
+    /// Its words in the buffer of pairs.
+    fn pairs_range(&self) -> std::ops::Range<usize> {
+        self.offset / 2..(self.offset + self.shape.stored_len()) / 2
     }
 
     /// Whether weight decay usually applies: matrices yes, norms and biases no.
@@ -201,7 +222,7 @@ struct Builder<'a> {
 impl Builder<'_> {
     fn add(&mut self, name: String, shape: Shape) -> ParamIndex {
         let offset = self.len;
-        self.len = (offset + shape.stored_len()).next_multiple_of(16);
+        self.len = (offset + shape.stored_len()).next_multiple_of(2 * LINE);
         self.specs.push(ParamSpec { name, shape, offset });
         self.specs.len() - 1
     }
@@ -257,6 +278,9 @@ impl Builder<'_> {
     }
 }
 
+/// Floats of a cache line.
+const LINE: usize = 16;
+
 /// Sixteen floats that start on a cache line.
 #[repr(C, align(64))]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -311,17 +335,77 @@ impl std::fmt::Debug for Buffer {
     }
 }
 
+/// The weights of a linear map as its products read them.
+#[derive(Clone, Copy, Debug)]
+pub enum Weights<'a> {
+    /// `[n, k]` in panels.
+    F32(&'a [f32]),
+    /// `[n, k]` in pairs of bf16, as words.
+    Bf16(&'a [u32]),
+}
+
+impl Weights<'_> {
+    /// What the products of these weights are computed in.
+    pub fn precision(self) -> Precision {
+        match self {
+            Weights::F32(_) => Precision::F32,
+            Weights::Bf16(_) => Precision::Bf16,
+        }
+    }
+}
+
 /// Values for every tensor of a [`Layout`]: weights, their gradients, or an optimiser's moments.
 #[derive(Clone, Debug)]
 pub struct Params {
     /// The flat buffer, `layout.len` long.
     pub data: Buffer,
+    /// The matrices in pairs: word `i` of the buffer belongs to floats `2 i` and on.
+    pairs: Option<Buffer>,
 }
 
 impl Params {
     /// All zeros.
     pub fn zeros(layout: &Layout) -> Self {
-        Self { data: Buffer::zeros(layout.len) }
+        Self::of(Buffer::zeros(layout.len))
+    }
+
+    /// These numbers.
+    pub fn of(data: Buffer) -> Self {
+        Self { data, pairs: None }
+    }
+
+    /// Makes products with these weights be computed in the processor's precision, and has to be called again by whoever changes
+    /// weights other than by [`crate::optim::Optimizer::update`].
+    pub fn pack(&mut self, cpu: &Cpu, specs: &[ParamSpec]) {
+        if cpu.precision() == Precision::F32 {
+            self.pairs = None;
+            return;
+        }
+        let pairs = self.pairs.get_or_insert_with(|| Buffer::zeros(self.data.len() / 2));
+        for spec in specs.iter().filter(|spec| spec.has_pairs()) {
+            let (_, cols) = spec.shape.rows_cols();
+            let pairs = bytemuck::cast_slice_mut(&mut pairs[spec.pairs_range()]);
+            bf16::pack_panels(cpu, pairs, &self.data[spec.range()], cols);
+        }
+    }
+
+    /// The weights and, where products with them are in bf16, the pairs that follow from them.
+    pub(crate) fn masters_and_pairs(&mut self, spec: &ParamSpec) -> (&mut [f32], Option<&mut [u32]>) {
+        let pairs = self.pairs.as_mut().filter(|_| spec.has_pairs());
+        (
+            &mut self.data[spec.range()],
+            pairs.map(|pairs| bytemuck::cast_slice_mut(&mut pairs[spec.pairs_range()])),
+        )
+    }
+
+    /// The weights of a linear map, in the precision that they were packed for.
+    pub fn weights(&self, spec: &ParamSpec) -> Weights<'_> {
+        match &self.pairs {
+            Some(pairs) if spec.has_pairs() => {
+                Weights::Bf16(bytemuck::cast_slice(&pairs[spec.pairs_range()]))
+            }
+            _ => Weights::F32(&self.data[spec.range()]),
+        }
     }
 
     /// The stored floats of one tensor, in panels if it is a matrix.
@@ -411,7 +495,7 @@ mod tests {
     #[test]
     fn rows_survive_the_panels() {
         let spec = ParamSpec { name: "w".into(), shape: Shape::Matrix { rows: 37, cols: 3 }, offset: 16 };
-        let mut params = Params { data: Buffer::zeros(16 + 64 * 3) };
+        let mut params = Params::of(Buffer::zeros(16 + 64 * 3));
         let values: Vec<f32> = (0..37 * 3).map(|i| i as f32 + 1.0).collect();
         params.write_rows(&spec, 0, &values[..30]);
         params.write_rows(&spec, 10, &values[30..]);

@@ -11,7 +11,7 @@ use polity_compute::cpu::adamw::AdamW;
 use polity_compute::cpu::linear::Write;
 use polity_compute::cpu::logprob::{HeadRef, LogitParams, RowStats};
 use polity_compute::cpu::rope::RopeTable;
-use polity_compute::params::LANES;
+use polity_compute::params::{Buffer, LANES};
 use polity_compute::*;
 
 fn values(numbers: &mut Numbers, len: usize) -> Vec<f32> {
@@ -44,43 +44,71 @@ fn close(what: &str, fast: &[f32], reference: &[f32], bound: f32) {
 fn cpus() -> Vec<Cpu> {
     let mut isas = vec![Isa::Portable];
     #[cfg(target_arch = "x86_64")]
-    isas.extend([Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa <= Isa::detect()));
+    isas.extend([Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&isa| isa <= Isa::detect()));
     isas.into_iter().flat_map(|isa| [Cpu::with_isa(1, isa), Cpu::with_isa(3, isa)]).collect()
+}
+
+/// These panels, packed to be multiplied in this precision.
+fn packed(cpu: &Cpu, precision: Precision, w: &[f32], n: usize, k: usize) -> (ParamSpec, Params) {
+    let spec = ParamSpec { name: "w".into(), shape: Shape::Matrix { rows: n, cols: k }, offset: 0 };
+    let mut params = Params::of(Buffer::zeros(w.len()));
+    params.data.copy_from_slice(w);
+    let cpu = Cpu::with_isa(cpu.threads(), cpu.isa()).with_precision(precision);
+    params.pack(&cpu, std::slice::from_ref(&spec));
+    (spec, params)
 }
 
 #[test]
 fn linear_to_the_bit() {
     let mut x = Numbers(1);
-    let shapes =
-        [(1, 7, 5), (5, 32, 129), (13, 70, 33), (97, 33, 140), (200, 96, 64), (33, 199, 12), (800, 40, 37)];
-    for (m, n, k) in shapes {
+    let shapes = [
+        (1, 7, 5),
+        (1, 40, 300),
+        (5, 32, 129),
+        (13, 70, 34),
+        (97, 33, 140),
+        (200, 96, 64),
+        (33, 199, 12),
+        (801, 40, 38),
+        (300, 600, 10),
+    ];
+    for ((m, n, k), precision) in shapes.into_iter().flat_map(|s| [(s, Precision::F32), (s, Precision::Bf16)])
+    {
         let (input, d_y) = (values(&mut x, m * k), values(&mut x, m * n));
         let (w, bias) = (panels(&mut x, n, k), values(&mut x, n));
         let (before_y, before_x, before_w) =
             (values(&mut x, m * n), values(&mut x, m * k), panels(&mut x, n, k));
+        // An odd number of inputs has no pairs and stays f32.
+        let expected = if k % 2 == 0 { precision } else { Precision::F32 };
         let mut y = vec![f32::NAN; m * n];
-        ops::linear::forward(&mut y, &input, &w, Some(&bias), n, k);
+        ops::linear::forward(expected, &mut y, &input, &w, Some(&bias), n, k);
         let mut y_plain = vec![f32::NAN; m * n];
-        ops::linear::forward(&mut y_plain, &input, &w, None, n, k);
+        ops::linear::forward(expected, &mut y_plain, &input, &w, None, n, k);
         let mut d_x = before_x.clone();
-        ops::linear::backward_input(&mut d_x, &d_y, &w, n, k);
+        ops::linear::backward_input(expected, &mut d_x, &d_y, &w, n, k);
         let mut d_x_set = vec![0.0; m * k];
-        ops::linear::backward_input(&mut d_x_set, &d_y, &w, n, k);
+        ops::linear::backward_input(expected, &mut d_x_set, &d_y, &w, n, k);
         let (mut d_w, mut d_b) = (before_w.clone(), bias.clone());
-        ops::linear::backward_weight(&mut d_w, Some(&mut d_b), &d_y, &input, n, k);
+        ops::linear::backward_weight(expected, &mut d_w, Some(&mut d_b), &d_y, &input, n, k);
         for cpu in cpus() {
-            let what = format!("{cpu:?} {m}x{n}x{k}");
+            let what = format!("{cpu:?} {precision:?} {m}x{n}x{k}");
+            let (spec, params) = packed(&cpu, precision, &w, n, k);
+            let w = params.weights(&spec);
+            assert_eq!(w.precision(), expected, "{what}");
             let mut fast = vec![f32::NAN; m * n];
-            cpu::linear::forward(&cpu, &mut fast, &input, &w, Some(&bias), n, k, Write::Set);
+            cpu::linear::forward(&cpu, &mut fast, &input, w, Some(&bias), n, k, Write::Set);
             assert_eq!(bits(&fast), bits(&y), "forward {what}");
-            cpu::linear::forward(&cpu, &mut fast, &input, &w, None, n, k, Write::Set);
+            cpu::linear::forward(&cpu, &mut fast, &input, w, None, n, k, Write::Set);
             assert_eq!(bits(&fast), bits(&y_plain), "forward without bias {what}");
             let mut added = before_y.clone();
-            cpu::linear::forward(&cpu, &mut added, &input, &w, None, n, k, Write::Add);
-            let first: f32 = (0..k).fold(before_y[0], |acc, c| input[c].mul_add(w[c * LANES], acc));
-            assert_eq!(added[0].to_bits(), first.to_bits(), "forward that adds {what}");
+            cpu::linear::forward(&cpu, &mut added, &input, w, None, n, k, Write::Add);
+            let mut first = [0.0];
+            let from = [before_y[0]];
+            let w_0 = &panel_of_one(&params.data, k);
+            ops::linear::forward(expected, &mut first, &input[..k], w_0, Some(&from), 1, k);
+            assert_eq!(added[0].to_bits(), first[0].to_bits(), "forward that adds {what}");
             let mut fast = vec![f32::NAN; m * n];
-            cpu::linear::forward(&cpu, &mut fast, &input, &w, None, n, k, Write::Onto(&before_y));
+            cpu::linear::forward(&cpu, &mut fast, &input, w, None, n, k, Write::Onto(&before_y));
             assert_eq!(bits(&fast), bits(&added), "forward onto another matrix {what}");
             for (write, start, expect) in [
                 (Write::Set, vec![f32::NAN; m * k], &d_x_set),
@@ -88,15 +116,33 @@ fn linear_to_the_bit() {
                 (Write::Onto(&before_x), vec![f32::NAN; m * k], &d_x),
             ] {
                 let mut fast = start;
-                cpu::linear::backward_input(&cpu, &mut fast, &d_y, &w, n, k, write);
+                cpu::linear::backward_input(&cpu, &mut fast, &d_y, w, n, k, write);
                 assert_eq!(bits(&fast), bits(expect), "input gradient {what}");
             }
             let (mut fast, mut fast_b) = (before_w.clone(), bias.clone());
-            cpu::linear::backward_weight(&cpu, &mut fast, Some(&mut fast_b), &d_y, &input, n, k);
+            cpu::linear::backward_weight(
+                &cpu,
+                w.precision(),
+                &mut fast,
+                Some(&mut fast_b),
+                &d_y,
+                &input,
+                n,
+                k,
+            );
             assert_eq!(bits(&fast), bits(&d_w), "weight gradient {what}");
             assert_eq!(bits(&fast_b), bits(&d_b), "bias gradient {what}");
         }
     }
+}
+
+/// Lane 0 of the first panel, in a panel of its own.
+fn panel_of_one(panels: &[f32], k: usize) -> Vec<f32> {
+    let mut out = vec![0.0; LANES * k];
+    for (out, panel) in out.chunks_exact_mut(LANES).zip(panels.chunks_exact(LANES)) {
+        out[0] = panel[0];
+    }
+    out
 }
 
 #[test]
@@ -306,7 +352,7 @@ fn logprobs() {
                 let logits = LogitParams { softcap, temperature };
                 let expect = ops::logprob::log_sum_sq(&z, softcap, temperature);
                 for cpu in cpus() {
-                    let head = HeadRef { w: &eye, vocab: v, width: v, logits };
+                    let head = HeadRef { w: Weights::F32(&eye), vocab: v, width: v, logits };
                     let fast = cpu::logprob::log_sum_sq(&cpu, &z, 1, head, &mut Default::default())[0];
                     // Measured 5e-7.
                     assert!((f64::from(fast) - expect).abs() < 3e-6, "{fast} {expect}");
@@ -323,7 +369,7 @@ fn logprobs() {
                         d_entropy,
                     );
                     for cpu in cpus() {
-                        let head = HeadRef { w: &eye, vocab: v, width: v, logits };
+                        let head = HeadRef { w: Weights::F32(&eye), vocab: v, width: v, logits };
                         let (mut d_hidden, mut d_w) = (vec![0.0; v], vec![0.0; eye.len()]);
                         cpu::logprob::backward(
                             &cpu,
@@ -360,7 +406,7 @@ fn adamw() {
         AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 7, grad_scale: 0.5 };
     for cpu in cpus() {
         let (mut fw, mut fm, mut fv) = (w.clone(), m.clone(), v.clone());
-        cpu::adamw::update(&cpu, &mut fw, &mut fm, &mut fv, &g, p);
+        cpu::adamw::update(&cpu, &mut fw, None, &mut fm, &mut fv, &g, p);
         close("adamw weights", &fw, &rw, 5e-7);
         close("adamw m", &fm, &rm, 5e-7);
         close("adamw v", &fv, &rv, 5e-7);

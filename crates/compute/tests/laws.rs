@@ -68,11 +68,22 @@ fn relative_error(a: &Params, b: &Params) -> f32 {
     a.data.iter().zip(&*b.data).fold(0.0f32, |m, (a, b)| m.max((a - b).abs())) / largest
 }
 
+/// Every family in both precisions, with random weights.
+fn cases(seed: u64) -> impl Iterator<Item = (String, Decoder, Params, Precision)> {
+    families().into_iter().flat_map(move |(name, config)| {
+        let decoder = Decoder::new(config).unwrap();
+        let params = random_params(&decoder, seed);
+        [Precision::F32, Precision::Bf16].map(|precision| {
+            let mut params = params.clone();
+            params.pack(&Cpu::new(1).with_precision(precision), &decoder.layout.specs);
+            (format!("{name}, {precision:?}"), decoder.clone(), params, precision)
+        })
+    })
+}
+
 #[test]
 fn batched_is_one_by_one() {
-    for (name, config) in families() {
-        let decoder = Decoder::new(config).unwrap();
-        let params = random_params(&decoder, 1);
+    for (name, decoder, params, _) in cases(1) {
         let cpu = Cpu::new(2);
         let mut numbers = Numbers(2);
         let rows: Vec<Vec<u32>> =
@@ -107,9 +118,7 @@ fn tree(numbers: &mut Numbers, vocab: usize) -> (Batch, Vec<(Vec<usize>, usize)>
 
 #[test]
 fn a_prefix_tree_is_separate_rows() {
-    for (name, config) in families() {
-        let decoder = Decoder::new(config).unwrap();
-        let params = random_params(&decoder, 3);
+    for (name, decoder, params, precision) in cases(3) {
         let cpu = Cpu::new(2);
         let (batch, paths) = tree(&mut Numbers(4), decoder.config.vocab);
         let (hidden, logprobs) = forward(&cpu, &decoder, &params, &batch);
@@ -146,16 +155,17 @@ fn a_prefix_tree_is_separate_rows() {
         let in_tree = gradient(&cpu, &decoder, &params, &batch, &tree_rows, Recompute::None);
         let apart = gradient(&cpu, &decoder, &params, &separate, &leaf_rows, Recompute::None);
         let error = relative_error(&apart, &in_tree);
-        // Measured worst 1.2e-6 (gpt_neox): the sums over rows are in another order.
-        assert!(error < 6e-6, "{name}: tree against separate rows {error:e}");
+        println!("{name}: tree against separate rows {error:.1e}");
+        // The sums over rows are in another order: measured worst 1.2e-6 (gpt_neox). In bf16 a last bit more or less in a
+        // gradient is sometimes rounded another way.
+        let bound = if precision == Precision::F32 { 6e-6 } else { 4e-3 };
+        assert!(error < bound, "{name}: tree against separate rows {error:e}");
     }
 }
 
 #[test]
 fn decoding_is_the_full_forward() {
-    for (name, config) in families() {
-        let decoder = Decoder::new(config).unwrap();
-        let params = random_params(&decoder, 5);
+    for (name, decoder, params, _) in cases(5) {
         let cpu = Cpu::new(2);
         let c = decoder.config.width;
         let mut numbers = Numbers(6);
@@ -216,9 +226,7 @@ fn decoding_is_the_full_forward() {
 
 #[test]
 fn threads_vectors_and_recomputing_do_not_change_a_bit() {
-    for (name, config) in families() {
-        let decoder = Decoder::new(config).unwrap();
-        let params = random_params(&decoder, 7);
+    for (name, decoder, params, _) in cases(7) {
         let (batch, paths) = tree(&mut Numbers(8), decoder.config.vocab);
         let rows: Vec<_> = paths.iter().map(|(_, leaf)| (*leaf, *leaf)).collect();
         let one = gradient(&Cpu::new(1), &decoder, &params, &batch, &rows, Recompute::None);
@@ -228,10 +236,36 @@ fn threads_vectors_and_recomputing_do_not_change_a_bit() {
         }
         let again = gradient(&Cpu::new(2), &decoder, &params, &batch, &rows, Recompute::Layer);
         assert_eq!(bits(&one.data), bits(&again.data), "{name}: recompute");
-        for isa in [Isa::Portable, Isa::Avx2] {
+        for isa in [Isa::Portable, Isa::Avx2, Isa::Avx512].into_iter().filter(|&isa| isa < Isa::detect()) {
             let narrow = gradient(&Cpu::with_isa(2, isa), &decoder, &params, &batch, &rows, Recompute::None);
             assert_eq!(bits(&one.data), bits(&narrow.data), "{name}: {isa:?}");
         }
+    }
+}
+
+/// bf16 beside f32: what a user gives up.
+#[test]
+fn bf16_is_near_f32() {
+    let both: Vec<_> = cases(7).collect();
+    for pair in both.as_chunks::<2>().0 {
+        let [(name, decoder, full, _), (_, _, half, _)] = pair;
+        let cpu = Cpu::new(2);
+        let (batch, paths) = tree(&mut Numbers(8), decoder.config.vocab);
+        let rows: Vec<_> = paths.iter().map(|(_, leaf)| (*leaf, *leaf)).collect();
+        let numbers = |params: &Params| {
+            let (_, logprobs) = forward(&cpu, decoder, params, &batch);
+            logprobs.into_iter().flat_map(|l| [l.logprob_m, l.entropy_m].concat()).collect::<Vec<f32>>()
+        };
+        let worst = numbers(full).iter().zip(numbers(half)).fold(0.0f32, |m, (a, b)| m.max((a - b).abs()));
+        let [of_full, of_half] =
+            [full, half].map(|params| gradient(&cpu, decoder, params, &batch, &rows, Recompute::None));
+        let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+        let difference = norm(&mut of_full.data.iter().zip(&*of_half.data).map(|(a, b)| a - b));
+        let error = difference / norm(&mut of_full.data.iter().copied());
+        println!("{name}: {worst:.1e} nats; gradient {error:.1e}");
+        // Weights of these models are large: a real one's error is smaller.
+        assert!(worst < 0.2 && error < 0.05, "{name}: {worst:e} nats, gradient {error:e}");
+        assert!(worst > 0.0, "{name}: bf16 was not used");
     }
 }
 
@@ -318,9 +352,7 @@ fn a_scalar_head_has_the_right_gradient() {
 
 #[test]
 fn some_rows_are_the_same_as_among_all() {
-    for (name, config) in families() {
-        let decoder = Decoder::new(config).unwrap();
-        let params = random_params(&decoder, 21);
+    for (name, decoder, params, precision) in cases(21) {
         let cpu = Cpu::new(2);
         let mut numbers = Numbers(22);
         let mut ids = |n| numbers.ids(n, decoder.config.vocab);
@@ -373,8 +405,12 @@ fn some_rows_are_the_same_as_among_all() {
                 assert_eq!(bits(hidden), bits(&all_hidden[row * c..(row + 1) * c]), "{name}, row {row}");
             }
             assert_eq!(some, all, "{name}");
-            // A row that was left out had a gradient of 0 and added exactly nothing.
-            assert!(grads.data.iter().zip(&*all_grads.data).all(|(a, b)| a == b), "{name}, {recompute:?}");
+            // A row that was left out had a gradient of 0 and added exactly nothing; but in bf16 the others are paired
+            // with other rows, so their sum is in another order. Measured worst 7e-8.
+            let error = relative_error(&grads, &all_grads);
+            println!("{name}, {recompute:?}: {error:.1e}");
+            let bound = if precision == Precision::F32 { 0.0 } else { 4e-7 };
+            assert!(error <= bound, "{name}, {recompute:?}: {error:e}");
         }
     }
 }

@@ -7,7 +7,7 @@
 
 use polity_compute::config::{AttentionParams, Heads};
 use polity_compute::params::{Buffer, LANES};
-use polity_compute::{Batch, Mlp, NormKind, ParamSpec, Params, Shape, ops};
+use polity_compute::{Batch, Mlp, NormKind, ParamSpec, Params, Precision, Shape, ops};
 use safetensors::{Dtype, SafeTensors};
 
 /// What gradients hold before a backward, which must add.
@@ -98,13 +98,13 @@ fn spec(rows: usize, cols: usize) -> ParamSpec {
 
 fn to_panels(values: &[f32], cols: usize) -> Vec<f32> {
     let rows = values.len() / cols;
-    let mut params = Params { data: Buffer::zeros(rows.next_multiple_of(LANES) * cols) };
+    let mut params = Params::of(Buffer::zeros(rows.next_multiple_of(LANES) * cols));
     params.write_rows(&spec(rows, cols), 0, values);
     params.data.to_vec()
 }
 
 fn from_panels(panels: &[f32], rows: usize, cols: usize) -> Vec<f32> {
-    let mut params = Params { data: Buffer::zeros(panels.len()) };
+    let mut params = Params::of(Buffer::zeros(panels.len()));
     params.data.copy_from_slice(panels);
     params.read_rows(&spec(rows, cols), 0, rows)
 }
@@ -116,10 +116,10 @@ fn linear() {
     let (n, k) = (get("b").len(), get("d_w").len() / get("b").len());
     let (x, w, d_y) = (get("x"), to_panels(&get("w"), k), get("d_y"));
     let mut y = unwritten(d_y.len());
-    ops::linear::forward(&mut y, &x, &w, Some(&get("b")), n, k);
+    ops::linear::forward(Precision::F32, &mut y, &x, &w, Some(&get("b")), n, k);
     let (mut d_x, mut d_w, mut d_b) = (before(x.len()), before(w.len()), before(n));
-    ops::linear::backward_input(&mut d_x, &d_y, &w, n, k);
-    ops::linear::backward_weight(&mut d_w, Some(&mut d_b), &d_y, &x, n, k);
+    ops::linear::backward_input(Precision::F32, &mut d_x, &d_y, &w, n, k);
+    ops::linear::backward_weight(Precision::F32, &mut d_w, Some(&mut d_b), &d_y, &x, n, k);
     // Measured worst 1.4e-7.
     golden.check("linear.y", &y, 7e-7);
     golden.check_added("linear.d_x", &d_x, 7e-7);

@@ -24,7 +24,7 @@ use std::path::{Path, PathBuf};
 use polity_compute::cpu::linear::{self, Write};
 use polity_compute::optim::{Optimizer, UpdateStats};
 use polity_compute::params::{Buffer, ParamSpec};
-use polity_compute::{Cpu, Head, Layout, Params, Shape};
+use polity_compute::{Cpu, Head, Layout, Params, Precision, Shape, Weights};
 use serde_json::{Map, Value, json};
 
 use crate::error::{LmError, Result};
@@ -197,7 +197,7 @@ impl Adapter {
                 whole.push(Whole { entry: entry.clone(), spec });
             }
         }
-        let zeros = || Params { data: Buffer::zeros(len) };
+        let zeros = || Params::of(Buffer::zeros(len));
         let mut params = zeros();
         for Whole { entry, spec } in &whole {
             let range = specs[*spec].range();
@@ -243,9 +243,10 @@ impl Adapter {
                 self.grads.data.get_disjoint_mut([a.clone(), b.clone()]).expect("tensors do not overlap");
             // forward was: w = w0 + s b a
             // so now: d_b = s d_w a^T, d_a = s b^T d_w
-            linear::forward(cpu, d_b, &d_w, &self.params.data[a], None, r, k, Write::Set);
+            let weights = Weights::F32(&self.params.data[a]);
+            linear::forward(cpu, d_b, &d_w, weights, None, r, k, Write::Set);
             d_a.fill(0.0);
-            linear::backward_weight(cpu, d_a, None, &self.params.data[b], &d_w, r, k);
+            linear::backward_weight(cpu, Precision::F32, d_a, None, &self.params.data[b], &d_w, r, k);
             d_a.iter_mut().chain(d_b).for_each(|d| *d *= scale);
         }
         for Whole { entry, spec } in &self.whole {
@@ -261,7 +262,7 @@ impl Adapter {
             let ((o, k), r) = (module.shape, self.config.r);
             let b: Vec<f32> =
                 self.params.data[self.specs[module.b].range()].iter().map(|b| b * scale).collect();
-            let a = &self.params.data[self.specs[module.a].range()];
+            let a = Weights::F32(&self.params.data[self.specs[module.a].range()]);
             let mut w = vec![0.0; o * k];
             linear::backward_input(cpu, &mut w, &b, a, r, k, Write::Onto(&module.w0));
             module.entry.write_linear(layout, params, &w);
@@ -269,6 +270,7 @@ impl Adapter {
         for Whole { entry, spec } in &self.whole {
             entry.write(layout, params, &self.params.data[self.specs[*spec].range()]);
         }
+        params.pack(cpu, &layout.specs);
     }
 
     /// The adapter's tensors as PEFT's file has them, sorted by name.

@@ -237,7 +237,7 @@ impl Model {
             hf: self.hf.clone(),
             config: self.config.clone(),
             layout: self.layout.clone(),
-            params: Params { data: polity_compute::params::Buffer::default() },
+            params: Params::of(polity_compute::params::Buffer::default()),
             generation: self.generation.clone(),
             tokenizer: self.tokenizer.clone(),
             chat: self.chat.clone(),

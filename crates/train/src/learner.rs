@@ -44,12 +44,13 @@ impl<'c> Learner<'c> {
 
     fn of(
         cpu: &'c Cpu,
-        model: Model,
+        mut model: Model,
         adapter: Option<Adapter>,
         config: OptimizerConfig,
         recompute: Recompute,
     ) -> Self {
         let decoder = decoder_of(&model);
+        model.params.pack(cpu, &model.layout.specs);
         let grads = Params::zeros(&model.layout);
         let trained = adapter.as_ref().map_or(model.layout.len, |adapter| adapter.params.data.len());
         let (optimizer, tape) = (Optimizer::new(config, trained), Tape::default());
@@ -119,16 +120,23 @@ impl<'c> Learner<'c> {
         stats
     }
 
-    /// Reads the adapter's numbers from a directory and merges them.
+    /// Reads what is trained from a directory: the model, or the adapter, which is merged.
     ///
     /// # Errors
     ///
-    /// If the directory does not hold an adapter like this one. A learner without one has nothing to read.
-    pub fn load_adapter(&mut self, dir: impl AsRef<std::path::Path>) -> polity_lm::Result<()> {
+    /// If the directory does not hold a model, or an adapter like this one.
+    pub fn load(&mut self, dir: impl AsRef<std::path::Path>) -> polity_lm::Result<()> {
         let Self { cpu, model, adapter, .. } = self;
-        let Some(adapter) = adapter else { return Ok(()) };
-        adapter.load_numbers(dir)?;
-        adapter.merge(cpu, &model.layout, &mut model.params);
+        match adapter {
+            None => {
+                model.params = Model::load(dir)?.params;
+                model.params.pack(cpu, &model.layout.specs);
+            }
+            Some(adapter) => {
+                adapter.load_numbers(dir)?;
+                adapter.merge(cpu, &model.layout, &mut model.params);
+            }
+        }
         Ok(())
     }
 
@@ -173,8 +181,9 @@ pub struct Frozen<'c> {
 
 impl<'c> Frozen<'c> {
     /// A model to read only.
-    pub fn new(cpu: &'c Cpu, model: Model) -> Self {
+    pub fn new(cpu: &'c Cpu, mut model: Model) -> Self {
         let decoder = decoder_of(&model);
+        model.params.pack(cpu, &model.layout.specs);
         Self { cpu, model, decoder, tape: Tape::default() }
     }
 

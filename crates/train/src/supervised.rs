@@ -203,10 +203,7 @@ pub(crate) fn load_learner(
     learner: &mut Learner<'_>,
 ) -> Result<(), TrainError> {
     let dir = checkpoint.dir().join(name);
-    match &learner.adapter {
-        None => learner.model.params = polity_lm::Model::load(dir)?.params,
-        Some(_) => learner.load_adapter(dir)?,
-    }
+    learner.load(dir)?;
     let file = format!("{name}_optimizer.safetensors");
     checkpoint.read_buffer(&file, "m", &mut learner.optimizer.m.data)?;
     checkpoint.read_buffer(&file, "v", &mut learner.optimizer.v.data)

@@ -232,7 +232,7 @@ fn settings_that_do_not_exist_or_fit() {
     check("generate", "n=two", &["n = two", "an integer, at least 1"]);
     check("generate", "min_new_tokens=300", &["min_new_tokens = 300", "max_new_tokens = 256"]);
     check("generate", "stop_token_ids=600", &["stop_token_ids has 600", "below 512"]);
-    check("generate", "precision=bf16", &["precision = bf16", "precision=auto"]);
+    check("generate", "precision=fp16", &["precision = fp16", "auto, f32 or bf16"]);
     check("logprobs", "temperature=0", &["temperature = 0", "above 0"]);
     check("logprobs", "top_k=3", &["unknown setting \"top_k\"", "only generate and chat"]);
     let bare = text(&shared("golden/llama/model"));

@@ -75,7 +75,7 @@ fn settings() {
     check("sft", "learning_rate=nan", &["learning_rate"]);
     check("sft", "lr_scheduler_type=cosin", &["cosin", "did you mean \"cosine\"?"]);
     check("sft", "max_length=1", &["max_length = 1", "at least 2"]);
-    check("sft", "precision=bf16", &["precision = \"bf16\"", "f32"]);
+    check("sft", "precision=fp16", &["precision = \"fp16\"", "\"auto\" | \"f32\" | \"bf16\""]);
     check("sft", "report_to=wandb", &["report_to", "wandb", "tensorboard"]);
     check("reward", "eval_fraction=1.0", &["eval_fraction = 1", "[0, 1)"]);
     check("reward", "eval_fraction=0.5", &["eval_fraction leaves"]);

@@ -1,9 +1,14 @@
 //! AdamW and the gradient's norm over flat buffers. Reference: `ops/adamw.rs`.
+//!
+//! Weights that are multiplied in bf16 are packed again in the same pass, while they are in the cache.
 
+use super::bf16::pair_lanes;
 use super::vector::vectorized;
 use super::{Cpu, SharedMut};
+use crate::params::LANES;
 
-const CHUNK: usize = 1 << 14;
+/// Whole lines of pairs.
+const CHUNK: usize = 256 * 2 * LANES;
 
 /// Coefficients of one AdamW step.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -24,14 +29,23 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
-/// Updates weights and moments in place.
+/// Updates weights and moments in place, and the pairs that follow from the weights.
 ///
 /// # Panics
 ///
 /// If the lengths differ or the step is 0.
-pub fn update(cpu: &Cpu, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], p: AdamW) {
+pub fn update(
+    cpu: &Cpu,
+    w: &mut [f32],
+    pairs: Option<&mut [u32]>,
+    m: &mut [f32],
+    v: &mut [f32],
+    g: &[f32],
+    p: AdamW,
+) {
     assert!(p.step > 0, "adamw: steps count from 1");
     let len = w.len();
+    assert!(pairs.as_ref().is_none_or(|pairs| 2 * pairs.len() == len), "adamw: half as many pairs");
     assert_eq!((m.len(), v.len(), g.len()), (len, len, len), "adamw: buffers of one length");
     // Bias corrections in f64, as PyTorch computes them, rounded once.
     let correction1 = 1.0 - p.beta1.powf(p.step as f64);
@@ -46,12 +60,17 @@ pub fn update(cpu: &Cpu, w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32],
         step_size: (p.lr / correction1) as f32,
         root2: correction2.sqrt() as f32,
     };
-    let (w, m, v) = (SharedMut::new(w), SharedMut::new(m), SharedMut::new(v));
+    let (w, m, v, pairs) =
+        (SharedMut::new(w), SharedMut::new(m), SharedMut::new(v), pairs.map(SharedMut::new));
     cpu.for_each(len.div_ceil(CHUNK), |task| {
         let range = task * CHUNK..len.min((task + 1) * CHUNK);
         // SAFETY: chunks of different tasks do not overlap.
         let (w, m, v) = unsafe { (w.slice(range.clone()), m.slice(range.clone()), v.slice(range.clone())) };
-        update_chunk(cpu.isa(), w, m, v, &g[range], c);
+        update_chunk(cpu.isa(), w, m, v, &g[range.clone()], c);
+        if let Some(pairs) = &pairs {
+            // SAFETY: as above.
+            pair_lanes(cpu.isa(), unsafe { pairs.slice(range.start / 2..range.end / 2) }, w);
+        }
     });
 }
 

@@ -15,7 +15,7 @@ use std::cell::RefCell;
 
 use super::tile::{A, Init, ROWS};
 use super::vector::{Lanes, exp, vectorized};
-use super::{Cpu, Isa, SharedMut};
+use super::{Cpu, Isa, Precision, SharedMut};
 use crate::batch::Batch;
 use crate::cache::{KvCache, SequenceId};
 use crate::config::{AttentionParams, Heads};
@@ -98,7 +98,9 @@ pub(crate) unsafe fn attend(
         let c = scores[at * stride..(at + 1) * stride].as_mut_ptr();
         let a = A::columns(queries.packed.as_ptr(), rows);
         // SAFETY: `packed` is `[d][rows]`, the block's keys are `[d][32]`, `c` has `rows` of 32.
-        unsafe { isa.product(c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, head_dim, Init::Zero) };
+        unsafe {
+            isa.product(Precision::F32, c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, head_dim, Init::Zero)
+        };
     }
     for r in 0..rows {
         let position = queries.position_of(r);
@@ -115,7 +117,9 @@ pub(crate) unsafe fn attend(
         let a = A::panels(scores[at * stride..].as_ptr(), stride);
         let init = if at == 0 { Init::Zero } else { Init::C };
         // SAFETY: `scores` holds `rows` of 32 for this block, its values are `[32][dp]`, `out` is `[rows][dp]`.
-        unsafe { isa.product(out.as_mut_ptr(), dp, a, block(b).values, dp, rows, dp, KEYS, init) };
+        unsafe {
+            isa.product(Precision::F32, out.as_mut_ptr(), dp, a, block(b).values, dp, rows, dp, KEYS, init)
+        };
     }
     for (out_d, &sum) in out.chunks_exact_mut(dp).zip(&*sum) {
         for out in out_d {
@@ -491,7 +495,9 @@ fn backward_segment(
                         let a = A::columns(packed.as_ptr(), tile);
                         let block = other[b * d * KEYS..][..d * KEYS].as_ptr();
                         // SAFETY: as in `attend`.
-                        unsafe { isa.product(c, KEYS, a, block, KEYS, tile, KEYS, d, Init::Zero) };
+                        unsafe {
+                            isa.product(Precision::F32, c, KEYS, a, block, KEYS, tile, KEYS, d, Init::Zero)
+                        };
                     }
                 }
                 for r in i..i + tile {
@@ -514,7 +520,9 @@ fn backward_segment(
                 let a = A::panels(d_scores[i * KEYS..].as_ptr(), stride);
                 let k = seen_blocks.len() * KEYS;
                 // SAFETY: the scores of these rows cover `seen_blocks`, the keys are `[s][dp]`.
-                unsafe { isa.product(d_q.as_mut_ptr(), dp, a, b, dp, tile, dp, k, Init::Zero) };
+                unsafe {
+                    isa.product(Precision::F32, d_q.as_mut_ptr(), dp, a, b, dp, tile, dp, k, Init::Zero)
+                };
                 for r in 0..tile {
                     let at = (first_row + i + r) * query.width + query.start;
                     // SAFETY: this head of this row belongs to this task.
@@ -535,7 +543,9 @@ fn backward_segment(
                     let c = to[b * KEYS * dp..][..KEYS * dp].as_mut_ptr();
                     let a = A::columns(left[at * stride..].as_ptr(), KEYS);
                     // SAFETY: the block's scores are `[count][32]`, the rows `[count][dp]`.
-                    unsafe { isa.product(c, dp, a, right.as_ptr(), dp, KEYS, dp, count, Init::C) };
+                    unsafe {
+                        isa.product(Precision::F32, c, dp, a, right.as_ptr(), dp, KEYS, dp, count, Init::C)
+                    };
                 }
             }
         }

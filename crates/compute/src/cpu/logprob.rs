@@ -9,7 +9,7 @@
 use super::linear::{self, Write};
 use super::vector::{Lanes, exp, vectorized};
 use super::{Cpu, Isa, SharedMut};
-use crate::params::Buffer;
+use crate::params::{Buffer, Weights};
 
 /// Logits held at a time (but at least for [`ROWS_MIN`] rows): 16 MiB.
 const LOGITS_MAX: usize = 1 << 22;
@@ -161,8 +161,8 @@ vectorized! {
 /// The head's weights and how its outputs are read.
 #[derive(Clone, Copy)]
 pub struct HeadRef<'a> {
-    /// `[v, c]` in panels.
-    pub w: &'a [f32],
+    /// `[v, c]`.
+    pub w: Weights<'a>,
     /// `v`.
     pub vocab: usize,
     /// `c`.
@@ -278,7 +278,7 @@ pub fn backward(
             c,
             Write::Add,
         );
-        linear::backward_weight(cpu, d_w, None, y_mv, hidden, v, c);
+        linear::backward_weight(cpu, head.w.precision(), d_w, None, y_mv, hidden, v, c);
     }
 }
 

@@ -13,6 +13,7 @@
 //!
 //! Not here: what the operations mean (`ops`), layers (`decoder`).
 
+pub mod bf16;
 mod pool;
 pub(crate) mod tile;
 pub(crate) mod vector;
@@ -38,6 +39,17 @@ pub enum Isa {
     Avx2,
     /// 16 floats at a time (`avx512f`, `bw`, `dq`, `vl`).
     Avx512,
+    /// The same, and 32 bf16 at a time (`avx512bf16`).
+    Avx512Bf16,
+}
+
+/// What matrix products are computed in. Sums, and everything else, are f32 in both.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Precision {
+    /// Factors in f32.
+    F32,
+    /// Factors rounded to bf16. Machines without the instructions do the same, to the bit, slowly.
+    Bf16,
 }
 
 impl Isa {
@@ -51,6 +63,9 @@ impl Isa {
                 && is_x86_feature_detected!("avx512bw")
                 && is_x86_feature_detected!("avx512dq")
                 && is_x86_feature_detected!("avx512vl");
+            if avx512 && is_x86_feature_detected!("avx512bf16") {
+                return Isa::Avx512Bf16;
+            }
             if avx512 {
                 return Isa::Avx512;
             }
@@ -62,9 +77,23 @@ impl Isa {
     }
 }
 
-/// A CPU to compute on: its vector instructions and some threads.
+/// Below this many parameters the time is not in the products, and bf16 would only cost precision.
+const BF16_PARAMETERS_MIN: usize = 2_000_000;
+
+impl Precision {
+    /// What pays with these instructions for a model of so many parameters.
+    pub fn best(isa: Isa, parameters: usize) -> Self {
+        match isa {
+            Isa::Avx512Bf16 if parameters >= BF16_PARAMETERS_MIN => Precision::Bf16,
+            _ => Precision::F32,
+        }
+    }
+}
+
+/// A CPU to compute on: its vector instructions, what it multiplies in, and some threads.
 pub struct Cpu {
     isa: Isa,
+    precision: Precision,
     pool: Pool,
 }
 
@@ -81,7 +110,23 @@ impl Cpu {
     /// If the machine lacks them.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         assert!(isa <= Isa::detect(), "this machine has no {isa:?}");
-        Self { isa, pool: Pool::new(threads) }
+        Self { isa, precision: Precision::F32, pool: Pool::new(threads) }
+    }
+
+    /// The same, with weights that are packed from now on multiplied in this precision.
+    pub fn with_precision(mut self, precision: Precision) -> Self {
+        self.set_precision(precision);
+        self
+    }
+
+    /// Weights that are packed from now on are multiplied in this precision.
+    pub fn set_precision(&mut self, precision: Precision) {
+        self.precision = precision;
+    }
+
+    /// What packed weights are multiplied in.
+    pub fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// The instructions in use.
@@ -117,7 +162,7 @@ impl Cpu {
 
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Cpu({:?}, {} threads)", self.isa, self.threads())
+        write!(f, "Cpu({:?}, {:?}, {} threads)", self.isa, self.precision, self.threads())
     }
 }
 

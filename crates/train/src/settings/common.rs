@@ -1,10 +1,13 @@
 //! What every stage has: batches, optimiser, schedule, lengths, output.
 
+use polity_compute::Isa;
 use polity_compute::optim::{OptimizerConfig, Schedule};
 use polity_lm::LoraConfig;
 use polity_lm::adapter::ALL_LINEAR;
 
-use crate::config::{BELOW_ONE, Config, Domain, NOT_NEGATIVE, Objection, POSITIVE, UNIT, choices, settings};
+use crate::config::{
+    BELOW_ONE, Config, Domain, NOT_NEGATIVE, Named, Objection, POSITIVE, UNIT, choices, name_of, settings,
+};
 
 choices! {
     /// How the learning rate changes over a run: Transformers' `lr_scheduler_type`.
@@ -37,12 +40,42 @@ choices! {
 choices! {
     /// The arithmetic of the matrix products.
     pub enum Precision {
-        /// bf16 where the processor multiplies it natively, else f32.
+        /// bf16 where the processor multiplies it natively and the model has two million parameters, else f32.
         Auto = "auto",
         /// 32 bits throughout.
         F32 = "f32",
         /// Inputs of products rounded to bf16, sums in f32.
         Bf16 = "bf16",
+    }
+}
+
+impl From<polity_compute::Precision> for Precision {
+    fn from(precision: polity_compute::Precision) -> Self {
+        match precision {
+            polity_compute::Precision::F32 => Precision::F32,
+            polity_compute::Precision::Bf16 => Precision::Bf16,
+        }
+    }
+}
+
+impl Precision {
+    /// Its name in a configuration.
+    pub fn name(self) -> &'static str {
+        name_of(self)
+    }
+
+    /// By its name in a configuration.
+    pub fn parse(name: &str) -> Option<Self> {
+        Self::NAMES.iter().find(|(known, _)| *known == name).map(|&(_, precision)| precision)
+    }
+
+    /// What this comes to with these instructions for a model of so many parameters.
+    pub fn with(self, isa: Isa, parameters: usize) -> polity_compute::Precision {
+        match self {
+            Precision::Auto => polity_compute::Precision::best(isa, parameters),
+            Precision::F32 => polity_compute::Precision::F32,
+            Precision::Bf16 => polity_compute::Precision::Bf16,
+        }
     }
 }
 
@@ -114,7 +147,7 @@ settings! {
         truncation: Truncation = Truncation::Drop;
         /// Visit the rows in a new random order in each epoch, as Transformers' trainer does; false: in the file's order.
         shuffle_dataset: bool = true;
-        /// Arithmetic of the matrix products. Weights, gradients and moments are f32.
+        /// Arithmetic of the matrix products; `auto` is bf16 where the processor has it and the model 2M parameters. Sums, gradients and moments are f32.
         precision: Precision = Precision::Auto;
         /// Threads; 0: one for each core. Does not change results.
         threads: usize = 0;
