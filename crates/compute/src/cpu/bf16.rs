@@ -11,7 +11,7 @@
 //! Rounding is to nearest, ties to even, as the processor's own conversions do, but in plain Rust, so that all machines agree.
 
 use super::vector::vectorized;
-use super::{Cpu, SharedMut};
+use super::{Cpu, Isa, SharedMut};
 use crate::params::LANES;
 
 /// The nearest bf16 as an f32's bits: the lower half is zero. NaN stays NaN.
@@ -70,6 +70,51 @@ vectorized! {
                 pairs[i] = pair(lines[i], lines[LANES + i]);
             }
         }
+    }
+}
+
+/// Rounds a row; a pair that is not whole gets a zero.
+///
+/// # Panics
+///
+/// If there is no room for whole pairs.
+pub(crate) fn narrow(isa: Isa, out: &mut [u16], x: &[f32]) {
+    let out = &mut out[..x.len().next_multiple_of(2)];
+    if let [.., last] = out {
+        *last = 0;
+    }
+    match isa {
+        // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => unsafe { narrow_native(out, x) },
+        _ => narrow_plain(isa, out, x),
+    }
+}
+
+vectorized! {
+    fn narrow_plain(out: &mut [u16], x: &[f32]) {
+        for (out, &x) in out.iter_mut().zip(x) {
+            *out = (round_bits(x) >> 16) as u16;
+        }
+    }
+}
+
+/// The processor's own rounding makes subnormal numbers zero, as the product that follows does with either.
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+fn narrow_native(out: &mut [u16], x: &[f32]) {
+    use std::arch::x86_64::*;
+    let x16 = x.as_chunks::<16>().0;
+    for (out, x) in out.as_chunks_mut::<16>().0.iter_mut().zip(x16) {
+        // SAFETY: both are sixteen numbers; the vectors have the bits of one another.
+        unsafe {
+            let y = _mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr()));
+            _mm256_storeu_si256(out.as_mut_ptr().cast(), std::mem::transmute::<__m256bh, __m256i>(y));
+        }
+    }
+    let done = 16 * x16.len();
+    for (out, &x) in out[done..].iter_mut().zip(&x[done..]) {
+        *out = (round_bits(x) >> 16) as u16;
     }
 }
 

@@ -5,9 +5,13 @@
 //!
 //! | product | lanes | broadcast | written |
 //! |---|---|---|---|
-//! | `y_mn  = b_n + sum_k x_mk w_nk` | outputs `n`, a panel of `w` | `x`, packed in tiles of rows | rows of `y` |
-//! | `d_x_mk = sum_n d_y_mn w_nk` | channels `k`, blocks of `w` turned | `d_y`, packed in tiles of rows | rows of `d_x` |
+//! | `y_mn  = b_n + sum_k x_mk w_nk` | outputs `n`, a panel of `w` | `x`, rows packed in tiles | rows of `y` |
+//! | `d_x_mk = sum_n d_y_mn w_nk` | channels `k`, blocks of `w` turned | `d_y`, rows packed in tiles | rows of `d_x` |
 //! | `d_w_nk += sum_m d_y_mn x_mk` | outputs `n`, a slice of `d_y` | `x`, packed in tiles of channels | a panel of `d_w` |
+//!
+//! What is where in the caches, innermost first: a tile of sums in registers; a panel's block of at most [`STEPS`] steps in L1, used by the
+//! tiles of a row block one after the other; the row block's packed rows, or all packed channels, in L2 or L3. A sum's blocks follow one
+//! another inside a panel, so that its tiles of `y` or `d_w` are still near when they are taken up again.
 //!
 //! In bf16 the same products are made of pairs (`bf16.rs`): two `k`, two `n`, two `m` a step, rounded where they are packed. The
 //! weights come as pairs; activations and gradients come and go in f32, and so do all sums.
@@ -16,27 +20,32 @@
 
 use std::cell::RefCell;
 
-use super::bf16::pair;
-use super::tile::{A, Init, ROWS};
+use super::bf16::{self, pair};
+use super::tile::{A, Init, ROWS, STEPS};
 use super::vector::vectorized;
 use super::{Cpu, Isa, Precision, SharedMut};
 use crate::params::{Buffer, LANES, Weights};
 
-/// Length of the blocks in which a sum is walked, in steps (terms, or pairs of them): a panel's block (16 KiB) and a tile's
-/// block (6 KiB) stay in a 32 KiB L1 cache.
-const K_BLOCK: usize = 128;
-
 /// Rows of one forward task: eight tiles share each panel's block.
 const ROW_BLOCK: usize = 8 * ROWS;
+
+/// Blocks of [`STEPS`] that are packed of a row block at a time: 240 KiB.
+const BLOCKS: usize = 4;
+
+/// Steps that the weight's gradient walks before it turns to other channels.
+const ROW_STEPS: usize = 128;
+
+/// Words of packed channels at a time: 4 MiB.
+const CHANNELS_MAX: usize = 1 << 20;
 
 /// Weights that the input's gradient turns at a time: 4 MiB, so that they are still in the cache when they are used.
 const TURNED_MAX: usize = 1 << 20;
 
 thread_local! {
-    /// Packed operands of the task that this thread runs.
-    static SCRATCH: RefCell<(Buffer, Buffer)> = RefCell::default();
-    /// Turned weights, of the thread that starts the loops.
-    static TURNED: RefCell<Buffer> = RefCell::default();
+    /// Packed rows, or lanes, of the task that this thread runs.
+    static PACKED: RefCell<Buffer> = RefCell::default();
+    /// Turned weights or packed channels, of the thread that starts the loops.
+    static SHARED: RefCell<Buffer> = RefCell::default();
 }
 
 /// What an output's sums start from.
@@ -51,10 +60,10 @@ pub enum Write<'a> {
 }
 
 impl Write<'_> {
-    /// For the block of the sum that starts at `j0` and the tile at `at`, in rows of `stride`.
-    fn init(self, j0: usize, at: usize, stride: usize) -> Init {
+    /// For the tile at `at`, in rows of `stride`, and the first block of the sum or a later one.
+    fn init(self, first: bool, at: usize, stride: usize) -> Init {
         match self {
-            _ if j0 > 0 => Init::C,
+            _ if !first => Init::C,
             Write::Set => Init::Zero,
             Write::Add => Init::C,
             Write::Onto(x) => Init::From(x[at..].as_ptr(), stride),
@@ -140,9 +149,9 @@ pub fn backward_input(
     write.check("linear backward_input", d_x_mk.len());
     let (isa, precision) = (cpu.isa(), w.precision());
     let panels = k.div_ceil(LANES);
-    let block = K_BLOCK * precision.terms();
+    let block = BLOCKS * STEPS * precision.terms();
     let part = (TURNED_MAX * precision.terms() / (panels * LANES) / block * block).max(block);
-    TURNED.with_borrow_mut(|turned| {
+    SHARED.with_borrow_mut(|turned| {
         for n0 in (0..n).step_by(part) {
             let len = part.min(n - n0);
             let stride = len.next_multiple_of(LANES) / precision.terms() * LANES;
@@ -204,50 +213,45 @@ fn rows_times_panels(
     let count = outputs.div_ceil(LANES);
     let row_blocks = m.div_ceil(ROW_BLOCK);
     let groups = panel_groups(cpu, count, row_blocks);
-    let block = K_BLOCK * precision.terms();
-    // One row of floats needs no packing: its numbers are side by side already.
-    let direct = m == 1 && precision == Precision::F32;
+    let terms = precision.terms();
     let y = SharedMut::new(y);
     cpu.for_each(row_blocks * groups, |task| {
         let (row_block, group) = (task / groups, task % groups);
         let row0 = row_block * ROW_BLOCK;
         let rows = ROW_BLOCK.min(m - row0);
-        SCRATCH.with_borrow_mut(|(packed, _)| {
-            for j0 in (0..x.len).step_by(block) {
-                let len = block.min(x.len - j0);
-                let steps = len.div_ceil(precision.terms());
-                if !direct {
-                    packed.grow(ROW_BLOCK * K_BLOCK);
-                    let x_rows = &x.rows[row0 * x.stride..(row0 + rows) * x.stride];
-                    match precision {
-                        Precision::F32 => pack_rows(isa, packed, x_rows, x.stride, x.first + j0, len),
-                        Precision::Bf16 => {
-                            let packed = bytemuck::cast_slice_mut(packed);
-                            pack_row_pairs(isa, packed, x_rows, x.stride, x.first + j0, len);
-                        }
-                    }
+        let x_rows = &x.rows[row0 * x.stride..(row0 + rows) * x.stride];
+        PACKED.with_borrow_mut(|packed| {
+            packed.grow(BLOCKS * ROW_BLOCK * STEPS);
+            for j0 in (0..x.len).step_by(BLOCKS * STEPS * terms) {
+                let len = (BLOCKS * STEPS * terms).min(x.len - j0);
+                let steps = len.div_ceil(terms);
+                let blocks = steps.div_ceil(STEPS);
+                // Blocks of one length, as far as that goes.
+                let step = steps.div_ceil(blocks);
+                for (block, packed) in packed.chunks_exact_mut(ROW_BLOCK * STEPS).take(blocks).enumerate() {
+                    let from = block * step * terms;
+                    let len = (step * terms).min(len - from);
+                    pack_rows(isa, precision, packed, x_rows, x.stride, x.first + j0 + from, len);
                 }
                 for panel in group * count / groups..(group + 1) * count / groups {
                     let o0 = panel * LANES;
                     let lanes = LANES.min(outputs - o0);
-                    let b = panels.words[panel * panels.stride + j0 / precision.terms() * LANES..].as_ptr();
-                    for i in (0..rows).step_by(ROWS) {
-                        let tile_rows = ROWS.min(rows - i);
-                        let a = match direct {
-                            true => A::columns(x.rows[x.first + j0..].as_ptr(), 1),
-                            false => A::columns(packed[i * steps..].as_ptr(), tile_rows),
-                        };
-                        let at = (row0 + i) * outputs + o0;
-                        let init = match bias {
-                            Some(bias) if j0 == 0 => Init::Bias(bias[o0..].as_ptr()),
-                            _ => write.init(j0, at, outputs),
-                        };
-                        let c = y.pointer(at);
-                        // SAFETY: the tile of `y` belongs to this task; the panel holds `steps` rows
-                        // of 32 from `j0`; the packed block holds `steps` columns of this tile's rows.
-                        unsafe {
-                            isa.product(precision, c, outputs, a, b, LANES, tile_rows, lanes, steps, init)
-                        };
+                    for block in 0..blocks {
+                        let s0 = j0 / terms + block * step;
+                        let b = panels.words[panel * panels.stride + s0 * LANES..].as_ptr();
+                        let k = step.min(steps - block * step);
+                        for i in (0..rows).step_by(ROWS) {
+                            let a = A::rows(packed[(block * ROW_BLOCK + i) * STEPS..].as_ptr());
+                            let at = (row0 + i) * outputs + o0;
+                            let init = match bias {
+                                Some(bias) if s0 == 0 => Init::Bias(bias[o0..].as_ptr()),
+                                _ => write.init(s0 == 0, at, outputs),
+                            };
+                            let (c, tile) = (y.pointer(at), ROWS.min(rows - i));
+                            // SAFETY: the tile of `y` belongs to this task; the panel holds `k` rows of 32 from `s0`;
+                            // the packed block holds `k` words of each of this tile's rows.
+                            unsafe { isa.product(precision, c, outputs, a, b, LANES, tile, lanes, k, init) };
+                        }
                     }
                 }
             }
@@ -283,14 +287,20 @@ vectorized! {
         for (i, turned) in turned.iter_mut().enumerate().take(n_len.div_ceil(LANES)) {
             let panel = (n0 / LANES + i) * (k / 2) * LANES + k0 / 2 * LANES;
             let block = &w[panel..panel + channels / 2 * LANES];
-            if channels < LANES {
-                turned.fill(0);
-            }
-            for (c, w_n) in block.as_chunks::<LANES>().0.iter().enumerate() {
+            // Two outputs of two channels are a square of four, whose other corners change places; then squares are turned whole.
+            let mut squares = [[0u64; LANES / 2]; LANES / 2];
+            for (squares, w_n) in squares.iter_mut().zip(block.as_chunks::<LANES>().0) {
                 for j in 0..LANES / 2 {
-                    let (first, second) = (w_n[2 * j], w_n[2 * j + 1]);
-                    turned[j * LANES + 2 * c] = (first & 0xffff) | second << 16;
-                    turned[j * LANES + 2 * c + 1] = first >> 16 | (second & 0xffff_0000);
+                    let square = u64::from(w_n[2 * j]) | u64::from(w_n[2 * j + 1]) << 32;
+                    squares[j] = (square & 0xffff_0000_0000_ffff)
+                        | (square & 0xffff_0000) << 16
+                        | (square >> 16) & 0xffff_0000;
+                }
+            }
+            for (j, out) in turned.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+                for (c, squares) in squares.iter().enumerate() {
+                    out[2 * c] = squares[j] as u32;
+                    out[2 * c + 1] = (squares[j] >> 32) as u32;
                 }
             }
         }
@@ -318,48 +328,39 @@ pub fn backward_weight(
         n.next_multiple_of(LANES) * k,
         "linear backward_weight: d_w is [{n}, {k}] in panels"
     );
-    let block = K_BLOCK * precision.terms();
-    let isa = cpu.isa();
-    let panels = n.div_ceil(LANES);
-    let groups = panels.min(2 * cpu.threads());
+    let (isa, terms) = (cpu.isa(), precision.terms());
     let d_w = SharedMut::new(d_w);
-    cpu.for_each(groups, |group| {
-        let first_panel = group * panels / groups;
-        let last_panel = (group + 1) * panels / groups;
-        SCRATCH.with_borrow_mut(|(x_packed, d_y_packed)| {
-            x_packed.grow(k.next_multiple_of(ROWS) * K_BLOCK);
-            d_y_packed.grow(K_BLOCK * LANES);
-            for m0 in (0..m).step_by(block) {
-                let m_len = block.min(m - m0);
-                let steps = m_len.div_ceil(precision.terms());
-                let x = &x_mk[m0 * k..(m0 + m_len) * k];
-                match precision {
-                    Precision::F32 => pack_channels(x_packed, x, k),
-                    Precision::Bf16 => pack_channel_pairs(isa, bytemuck::cast_slice_mut(x_packed), x, k),
-                }
-                for panel in first_panel..last_panel {
-                    let n0 = panel * LANES;
-                    let lanes = LANES.min(n - n0);
-                    let d_y = &d_y_mn[m0 * n..(m0 + m_len) * n];
-                    match precision {
-                        Precision::F32 => slice_lanes(d_y_packed, d_y, n, n0, lanes),
-                        Precision::Bf16 => {
-                            slice_lane_pairs(isa, bytemuck::cast_slice_mut(d_y_packed), d_y, n, n0, lanes)
+    let block = (CHANNELS_MAX / k / ROW_STEPS * ROW_STEPS).max(ROW_STEPS) * terms;
+    SHARED.with_borrow_mut(|channels| {
+        for m0 in (0..m).step_by(block) {
+            let m_len = block.min(m - m0);
+            let x = &x_mk[m0 * k..(m0 + m_len) * k];
+            let d_y = &d_y_mn[m0 * n..(m0 + m_len) * n];
+            channels.grow(m_len.div_ceil(terms) * k);
+            pack_channels(cpu, precision, channels, x, k);
+            let channels = &*channels;
+            cpu.for_each(n.div_ceil(LANES), |panel| {
+                let n0 = panel * LANES;
+                PACKED.with_borrow_mut(|packed| {
+                    packed.grow(ROW_STEPS * LANES);
+                    for (part, d_y) in d_y.chunks(ROW_STEPS * terms * n).enumerate() {
+                        let steps = (d_y.len() / n).div_ceil(terms);
+                        slice_lanes(isa, precision, packed, d_y, n, n0);
+                        for c in (0..k).step_by(ROWS) {
+                            let tile = ROWS.min(k - c);
+                            let first = part * ROW_STEPS * k + c * steps;
+                            let a = A::columns(channels[first..].as_ptr(), tile);
+                            let out = d_w.pointer((panel * k + c) * LANES);
+                            let b = packed.as_ptr();
+                            // SAFETY: the panel belongs to this task; the packed blocks hold `steps` rows.
+                            unsafe {
+                                isa.product(precision, out, LANES, a, b, LANES, tile, LANES, steps, Init::C)
+                            };
                         }
                     }
-                    for c in (0..k).step_by(ROWS) {
-                        let tile = ROWS.min(k - c);
-                        let a = A::columns(x_packed[c * steps..].as_ptr(), tile);
-                        let out = d_w.pointer((panel * k + c) * LANES);
-                        let b = d_y_packed.as_ptr();
-                        // SAFETY: the panel belongs to this task; the packed blocks hold `steps` rows.
-                        unsafe {
-                            isa.product(precision, out, LANES, a, b, LANES, tile, LANES, steps, Init::C)
-                        };
-                    }
-                }
-            }
-        });
+                })
+            });
+        }
     });
     if let Some(d_bias_n) = d_bias_n {
         assert_eq!(d_bias_n.len(), n, "linear backward_weight: one bias an output");
@@ -390,141 +391,120 @@ fn panel_groups(cpu: &Cpu, panels: usize, row_blocks: usize) -> usize {
     (4 * threads).div_ceil(row_blocks.max(1)).min(panels.div_ceil(2)).max(1)
 }
 
-vectorized! {
-    /// Packs columns `k0..k0 + k_len` of rows of `x` into tiles: `packed[tile][k][row in tile]`.
-    fn pack_rows(packed: &mut [f32], x_rk: &[f32], k: usize, k0: usize, k_len: usize) {
-        /// Four rows of a cache line: rows of a power of two share a cache set, so few are read at a time.
-        const STRIP: usize = 16;
-        for (tile, x_tile) in x_rk.chunks(ROWS * k).enumerate() {
-            let rows = x_tile.len() / k;
-            let out = &mut packed[tile * ROWS * k_len..][..rows * k_len];
-            let strips = if rows == ROWS { k_len / STRIP } else { 0 };
-            let (head, tail) = out.split_at_mut(strips * STRIP * rows);
-            for (strip, out) in head.as_chunks_mut::<{ STRIP * ROWS }>().0.iter_mut().enumerate() {
-                for r in (0..ROWS).step_by(4) {
-                    let x4: [&[f32; STRIP]; 4] = std::array::from_fn(|i| {
-                        let at = (r + i) * k + k0 + strip * STRIP;
-                        x_tile[at..].first_chunk().expect("a strip of this row is left")
-                    });
-                    for j in 0..STRIP {
-                        for i in 0..4 {
-                            out[j * ROWS + r + i] = x4[i][j];
-                        }
-                    }
-                }
-            }
-            for (j, out_row) in tail.chunks_exact_mut(rows).enumerate() {
-                for (r, out) in out_row.iter_mut().enumerate() {
-                    *out = x_tile[r * k + k0 + strips * STRIP + j];
-                }
-            }
+/// Packs columns `k0..k0 + k_len` of rows of `x`: words of [`A::rows`].
+fn pack_rows(
+    isa: Isa,
+    precision: Precision,
+    packed: &mut [f32],
+    x_rk: &[f32],
+    k: usize,
+    k0: usize,
+    k_len: usize,
+) {
+    for (out, x_k) in packed.chunks_exact_mut(STEPS).zip(x_rk.chunks_exact(k)) {
+        let x = &x_k[k0..k0 + k_len];
+        match precision {
+            Precision::F32 => out[..k_len].copy_from_slice(x),
+            Precision::Bf16 => bf16::narrow(isa, bytemuck::cast_slice_mut(out), x),
         }
     }
 }
 
-/// Packs rows of `x` into tiles of channels: `packed[tile][row][channel in tile]`.
-fn pack_channels(packed: &mut [f32], x_rk: &[f32], k: usize) {
-    let rows = x_rk.len() / k;
-    for c in (0..k).step_by(ROWS) {
-        let tile = ROWS.min(k - c);
-        let out = &mut packed[c * rows..][..rows * tile];
-        if tile == ROWS {
-            // A length that the compiler knows is two moves, not a call.
-            for (out, x_k) in out.as_chunks_mut::<ROWS>().0.iter_mut().zip(x_rk.chunks_exact(k)) {
-                *out = *x_k[c..].first_chunk().expect("a tile of channels is left");
+/// Packs rows of `x` into blocks of [`ROW_STEPS`] and those into tiles of channels: `packed[block][tile][step][channel in tile]`.
+fn pack_channels(cpu: &Cpu, precision: Precision, packed: &mut [f32], x_rk: &[f32], k: usize) {
+    let isa = cpu.isa();
+    let block = ROW_STEPS * precision.terms() * k;
+    cpu.for_each_chunk(
+        &mut packed[..(x_rk.len() / k).div_ceil(precision.terms()) * k],
+        ROW_STEPS * k,
+        |part, packed| {
+            let x = &x_rk[part * block..x_rk.len().min((part + 1) * block)];
+            match precision {
+                Precision::F32 => pack_channel_words(isa, packed, x, k),
+                Precision::Bf16 => pack_channel_pairs(isa, bytemuck::cast_slice_mut(packed), x, k),
             }
-        } else {
-            for (out, x_k) in out.chunks_exact_mut(tile).zip(x_rk.chunks_exact(k)) {
-                out.copy_from_slice(&x_k[c..c + tile]);
-            }
-        }
-    }
-}
-
-/// Rows of 32 outputs from `n0`, side by side.
-fn slice_lanes(out: &mut [f32], d_y_mn: &[f32], n: usize, n0: usize, lanes: usize) {
-    for (row, d_y_n) in out.chunks_exact_mut(LANES).zip(d_y_mn.chunks_exact(n)) {
-        row[..lanes].copy_from_slice(&d_y_n[n0..n0 + lanes]);
-        row[lanes..].fill(0.0);
-    }
+        },
+    );
 }
 
 vectorized! {
-    /// [`pack_rows`] for pairs of columns: `packed[tile][k / 2][row in tile]`.
-    fn pack_row_pairs(packed: &mut [u32], x_rk: &[f32], k: usize, k0: usize, k_len: usize) {
-        /// Pairs of a cache line's half of each row.
-        const STRIP: usize = 16;
-        let steps = k_len.div_ceil(2);
-        for (tile, x_tile) in x_rk.chunks(ROWS * k).enumerate() {
-            let rows = x_tile.len() / k;
-            let out = &mut packed[tile * ROWS * steps..][..rows * steps];
-            let strips = if rows == ROWS { k_len / (2 * STRIP) } else { 0 };
-            let (head, tail) = out.split_at_mut(strips * STRIP * rows);
-            for (strip, out) in head.as_chunks_mut::<{ STRIP * ROWS }>().0.iter_mut().enumerate() {
-                for r in (0..ROWS).step_by(4) {
-                    let x4: [[u32; STRIP]; 4] = std::array::from_fn(|i| {
-                        let at = (r + i) * k + k0 + strip * 2 * STRIP;
-                        let x: &[f32; 2 * STRIP] = x_tile[at..].first_chunk().expect("a strip of this row is left");
-                        std::array::from_fn(|j| pair(x[2 * j], x[2 * j + 1]))
-                    });
-                    for j in 0..STRIP {
-                        for i in 0..4 {
-                            out[j * ROWS + r + i] = x4[i][j];
-                        }
-                    }
-                }
-            }
-            for (j, out_row) in tail.chunks_exact_mut(rows).enumerate() {
-                let first = strips * 2 * STRIP + 2 * j;
-                for (r, out) in out_row.iter_mut().enumerate() {
-                    let x = &x_tile[r * k + k0..][..k_len];
-                    *out = pair(x[first], x.get(first + 1).copied().unwrap_or(0.0));
-                }
-            }
+    fn pack_channel_words(packed: &mut [f32], x_rk: &[f32], k: usize) {
+        let steps = x_rk.len() / k;
+        for (step, x_k) in x_rk.chunks_exact(k).enumerate() {
+            spread_tiles(packed, x_k, step, steps);
         }
     }
 }
 
 vectorized! {
-    /// [`pack_channels`] for pairs of rows: `packed[tile][row / 2][channel in tile]`.
     fn pack_channel_pairs(packed: &mut [u32], x_rk: &[f32], k: usize) {
-        let rows = x_rk.len() / k;
-        let steps = rows.div_ceil(2);
-        for c in (0..k).step_by(ROWS) {
-            let tile = ROWS.min(k - c);
-            let out = &mut packed[c * steps..][..steps * tile];
-            for (step, out) in out.chunks_exact_mut(tile).enumerate() {
-                let first = &x_rk[2 * step * k + c..][..tile];
-                let second = (2 * step + 1 < rows).then(|| &x_rk[(2 * step + 1) * k + c..]);
-                match (second, first.first_chunk::<ROWS>(), out.first_chunk_mut::<ROWS>()) {
-                    (Some(second), Some(first), Some(out)) => {
-                        let second: &[f32; ROWS] = second.first_chunk().expect("a tile of channels is left");
-                        for i in 0..ROWS {
-                            out[i] = pair(first[i], second[i]);
+        let steps = (x_rk.len() / k).div_ceil(2);
+        let mut pairs = [0u32; 16 * ROWS];
+        for (step, rows) in x_rk.chunks(2 * k).enumerate() {
+            let (first, second) = rows.split_at(k);
+            for c in (0..k).step_by(pairs.len()) {
+                let len = pairs.len().min(k - c);
+                let first = &first[c..c + len];
+                match second.get(c..c + len) {
+                    Some(second) => {
+                        for ((pair_k, &first), &second) in pairs.iter_mut().zip(first).zip(second) {
+                            *pair_k = pair(first, second);
                         }
                     }
-                    _ => {
-                        for (i, out) in out.iter_mut().enumerate() {
-                            *out = pair(first[i], second.map_or(0.0, |second| second[i]));
-                        }
-                    }
+                    None => pairs.iter_mut().zip(first).for_each(|(pair_k, &first)| *pair_k = pair(first, 0.0)),
                 }
+                spread_tiles(&mut packed[c * steps..], &pairs[..len], step, steps);
             }
         }
     }
 }
 
+/// Puts one step's words where their tiles of [`ROWS`] channels are.
+#[inline(always)]
+fn spread_tiles<T: Copy>(packed: &mut [T], words: &[T], step: usize, steps: usize) {
+    let (tiles, tail) = words.as_chunks::<ROWS>();
+    for (tile, words) in tiles.iter().enumerate() {
+        // A length that the compiler knows is two moves, not a call.
+        let at = (tile * steps + step) * ROWS;
+        *packed[at..].first_chunk_mut().expect("a tile of this step") = *words;
+    }
+    let at = tiles.len() * steps * ROWS + step * tail.len();
+    packed[at..at + tail.len()].copy_from_slice(tail);
+}
+
+/// Outputs `n0..n0 + 32` of rows of `d_y`, a step a line; outputs that are not there are zero.
+fn slice_lanes(isa: Isa, precision: Precision, out: &mut [f32], d_y_rn: &[f32], n: usize, n0: usize) {
+    let lanes = LANES.min(n - n0);
+    match precision {
+        Precision::F32 => {
+            for (row, d_y_n) in out.chunks_exact_mut(LANES).zip(d_y_rn.chunks_exact(n)) {
+                row[..lanes].copy_from_slice(&d_y_n[n0..n0 + lanes]);
+                row[lanes..].fill(0.0);
+            }
+        }
+        Precision::Bf16 => slice_lane_pairs(isa, bytemuck::cast_slice_mut(out), d_y_rn, n, n0, lanes),
+    }
+}
+
 vectorized! {
-    /// [`slice_lanes`] for pairs of rows.
-    fn slice_lane_pairs(out: &mut [u32], d_y_mn: &[f32], n: usize, n0: usize, lanes: usize) {
+    fn slice_lane_pairs(out: &mut [u32], d_y_rn: &[f32], n: usize, n0: usize, lanes: usize) {
         let zeros = [0.0; LANES];
-        for (out, rows) in out.chunks_exact_mut(LANES).zip(d_y_mn.chunks(2 * n)) {
+        for (out, rows) in out.chunks_exact_mut(LANES).zip(d_y_rn.chunks(2 * n)) {
             let first = &rows[n0..n0 + lanes];
             let second = if rows.len() > n { &rows[n + n0..][..lanes] } else { &zeros[..lanes] };
-            for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
-                *out = pair(first, second);
+            match (first.first_chunk::<LANES>(), second.first_chunk::<LANES>()) {
+                (Some(first), Some(second)) => {
+                    for i in 0..LANES {
+                        out[i] = pair(first[i], second[i]);
+                    }
+                }
+                _ => {
+                    for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
+                        *out = pair(first, second);
+                    }
+                    out[lanes..].fill(0);
+                }
             }
-            out[lanes..].fill(0);
         }
     }
 }
@@ -533,18 +513,18 @@ impl Isa {
     /// Runs `repeats` tiles whose operands stay in the L1 cache and returns the multiply-adds done: with
     /// the caller's clock, the rate that no product of this machine can exceed.
     pub fn peak_products(self, precision: Precision, repeats: usize) -> f64 {
-        let a = [0.5f32; ROWS * K_BLOCK];
-        let b = [0.25f32; LANES * K_BLOCK];
+        let a = [0.5f32; ROWS * ROW_STEPS];
+        let b = [0.25f32; LANES * ROW_STEPS];
         let mut c = [0.0f32; ROWS * LANES];
         for _ in 0..repeats {
             let a = A::columns(a.as_ptr(), ROWS);
             // SAFETY: the arrays have the sizes asked for.
             unsafe {
                 let (c, b) = (c.as_mut_ptr(), b.as_ptr());
-                self.product(precision, c, LANES, a, b, LANES, ROWS, LANES, K_BLOCK, Init::Zero);
+                self.product(precision, c, LANES, a, b, LANES, ROWS, LANES, ROW_STEPS, Init::Zero);
             }
             std::hint::black_box(&mut c);
         }
-        (repeats * ROWS * LANES * K_BLOCK * precision.terms()) as f64
+        (repeats * ROWS * LANES * ROW_STEPS * precision.terms()) as f64
     }
 }

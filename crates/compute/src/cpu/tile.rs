@@ -6,8 +6,9 @@
 //! blocks leave the bits unchanged.
 //!
 //! `b` is read as vectors of neighbouring `j` (lanes), `a` one number at a time, broadcast. The numbers
-//! of `a` come in one of two patterns, so that the compiler knows their offsets:
+//! of `a` come in one of three patterns, so that the compiler knows their offsets:
 //!
+//! - [`A::rows`]: `a(i, k) = p[i * STEPS + k]`: rows one after the other, as a packed block;
 //! - [`A::columns`]: `a(i, k) = p[k * stride + i]`: rows side by side, as a packed block or a
 //!   transposed matrix;
 //! - [`A::panels`]: `a(i, k) = p[k / 32 * block + i * 32 + k % 32]`: rows of 32 numbers, as the weight panels
@@ -26,30 +27,49 @@ use crate::params::LANES;
 /// Rows of the largest tile: a caller that packs `a` packs blocks of this many rows.
 pub(crate) const ROWS: usize = 12;
 
+/// Longest row of [`A::rows`], in steps: 12 rows are 7.5 KiB, and a panel's block of as many steps 20 KiB.
+pub(crate) const STEPS: usize = 160;
+
 /// The left operand: where `a(i, k)` lies.
 #[derive(Clone, Copy)]
 pub(crate) struct A {
     start: *const f32,
     stride: usize,
-    panels: bool,
+    pattern: Pattern,
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Pattern {
+    Rows,
+    Columns,
+    Panels,
 }
 
 impl A {
+    /// `a(i, k) = start[i * STEPS + k]`.
+    pub(crate) fn rows(start: *const f32) -> Self {
+        Self { start, stride: STEPS, pattern: Pattern::Rows }
+    }
+
     /// `a(i, k) = start[k * stride + i]`.
     pub(crate) fn columns(start: *const f32, stride: usize) -> Self {
-        Self { start, stride, panels: false }
+        Self { start, stride, pattern: Pattern::Columns }
     }
 
     /// `a(i, k) = start[k / 32 * block + i * 32 + k % 32]`.
     pub(crate) fn panels(start: *const f32, block: usize) -> Self {
-        Self { start, stride: block, panels: true }
+        Self { start, stride: block, pattern: Pattern::Panels }
     }
 
     /// # Safety
     ///
     /// Row `i` must be inside the operand.
     unsafe fn starting_at(self, i: usize) -> Self {
-        let step = if self.panels { i * LANES } else { i };
+        let step = match self.pattern {
+            Pattern::Rows => i * STEPS,
+            Pattern::Columns => i,
+            Pattern::Panels => i * LANES,
+        };
         // SAFETY: inside the operand by the caller's promise.
         Self { start: unsafe { self.start.add(step) }, ..self }
     }
@@ -278,24 +298,34 @@ impl Tile {
             }
             let mut a = self.a.start;
             let mut b = self.b;
-            if self.a.panels {
-                let mut left = self.k;
-                while left > 0 {
-                    let inner = left.min(LANES);
-                    let mut p = a;
-                    for _ in 0..inner {
-                        step::<V, R, NV, LANES>(&mut acc, p, b);
-                        p = p.add(1);
+            match self.a.pattern {
+                Pattern::Rows => {
+                    for _ in 0..self.k {
+                        step::<V, R, NV, STEPS>(&mut acc, a, b);
+                        a = a.add(1);
                         b = b.add(self.b_stride);
                     }
-                    a = a.add(self.a.stride);
-                    left -= inner;
                 }
-            } else {
-                for _ in 0..self.k {
-                    step::<V, R, NV, 1>(&mut acc, a, b);
-                    a = a.add(self.a.stride);
-                    b = b.add(self.b_stride);
+                Pattern::Columns => {
+                    for _ in 0..self.k {
+                        step::<V, R, NV, 1>(&mut acc, a, b);
+                        a = a.add(self.a.stride);
+                        b = b.add(self.b_stride);
+                    }
+                }
+                Pattern::Panels => {
+                    let mut left = self.k;
+                    while left > 0 {
+                        let inner = left.min(LANES);
+                        let mut p = a;
+                        for _ in 0..inner {
+                            step::<V, R, NV, LANES>(&mut acc, p, b);
+                            p = p.add(1);
+                            b = b.add(self.b_stride);
+                        }
+                        a = a.add(self.a.stride);
+                        left -= inner;
+                    }
                 }
             }
             for i in 0..R {
@@ -642,12 +672,14 @@ mod tests {
                 let bias = numbers(lanes, 4);
                 let before = numbers(m * lanes, 5);
                 let other = numbers(m * (lanes + 3), 6);
-                for panel_pattern in [false, true] {
+                let rows = factors(precision, m * STEPS, 7);
+                for pattern in [Pattern::Rows, Pattern::Columns, Pattern::Panels] {
                     for init in 0..4 {
                         let mut c = before.clone();
-                        let a = match panel_pattern {
-                            true => A::panels(panels.as_ptr(), panel_block),
-                            false => A::columns(columns.as_ptr(), 40),
+                        let a = match pattern {
+                            Pattern::Rows => A::rows(rows.as_ptr()),
+                            Pattern::Columns => A::columns(columns.as_ptr(), 40),
+                            Pattern::Panels => A::panels(panels.as_ptr(), panel_block),
                         };
                         let how = [
                             Init::C,
@@ -662,9 +694,10 @@ mod tests {
                         }
                         for i in 0..m {
                             for j in 0..lanes {
-                                let a_k = (0..k).map(|k| match panel_pattern {
-                                    true => panels[k / 32 * panel_block + i * 32 + k % 32],
-                                    false => columns[k * 40 + i],
+                                let a_k = (0..k).map(|k| match pattern {
+                                    Pattern::Rows => rows[i * STEPS + k],
+                                    Pattern::Columns => columns[k * 40 + i],
+                                    Pattern::Panels => panels[k / 32 * panel_block + i * 32 + k % 32],
                                 });
                                 let from = other[i * (lanes + 3) + j];
                                 let start = [before[i * lanes + j], 0.0, bias[j], from][init];
