@@ -60,17 +60,9 @@ pub(crate) fn pack_panels(cpu: &Cpu, pairs: &mut [u32], panels: &[f32], cols: us
     });
 }
 
-vectorized! {
-    /// Two lines of 32 lanes become one line of pairs.
-    pub(crate) fn pair_lanes(pairs: &mut [u32], lines: &[f32]) {
-        let (pairs, _) = pairs.as_chunks_mut::<LANES>();
-        let (lines, _) = lines.as_chunks::<{ 2 * LANES }>();
-        for (pairs, lines) in pairs.iter_mut().zip(lines) {
-            for i in 0..LANES {
-                pairs[i] = pair(lines[i], lines[LANES + i]);
-            }
-        }
-    }
+/// Two lines of 32 lanes become one line of pairs.
+pub(crate) fn pair_lanes(isa: Isa, pairs: &mut [u32], lines: &[f32]) {
+    pair_lines(isa, pairs, lines, 0, LANES);
 }
 
 /// Rounds a row; a pair that is not whole gets a zero.
@@ -86,7 +78,7 @@ pub(crate) fn narrow(isa: Isa, out: &mut [u16], x: &[f32]) {
     match isa {
         // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { narrow_native(out, x) },
+        Isa::Avx512Bf16 => unsafe { native::narrow(out, x) },
         _ => narrow_plain(isa, out, x),
     }
 }
@@ -99,22 +91,198 @@ vectorized! {
     }
 }
 
-/// The processor's own rounding makes subnormal numbers zero, as the product that follows does with either.
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
-fn narrow_native(out: &mut [u16], x: &[f32]) {
-    use std::arch::x86_64::*;
-    let x16 = x.as_chunks::<16>().0;
-    for (out, x) in out.as_chunks_mut::<16>().0.iter_mut().zip(x16) {
-        // SAFETY: both are sixteen numbers; the vectors have the bits of one another.
-        unsafe {
-            let y = _mm512_cvtneps_pbh(_mm512_loadu_ps(x.as_ptr()));
-            _mm256_storeu_si256(out.as_mut_ptr().cast(), std::mem::transmute::<__m256bh, __m256i>(y));
+/// Pairs of two rows; where the second is missing its numbers are zero.
+pub(crate) fn pair_rows(isa: Isa, out: &mut [u32], first: &[f32], second: Option<&[f32]>) {
+    let Some(second) = second else {
+        out.iter_mut().zip(first).for_each(|(out, &first)| *out = pair(first, 0.0));
+        return;
+    };
+    match isa {
+        // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => unsafe { native::pair_rows(out, first, second) },
+        _ => pair_rows_plain(isa, out, first, second),
+    }
+}
+
+vectorized! {
+    fn pair_rows_plain(out: &mut [u32], first: &[f32], second: &[f32]) {
+        for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
+            *out = pair(first, second);
         }
     }
-    let done = 16 * x16.len();
-    for (out, &x) in out[done..].iter_mut().zip(&x[done..]) {
-        *out = (round_bits(x) >> 16) as u16;
+}
+
+/// Pairs of 32 neighbouring lanes of rows, `first` and the `gap` floats after it: line after line of `out`, each of the next two rows.
+///
+/// # Panics
+///
+/// If `x` does not hold two rows for each line.
+pub(crate) fn pair_lines(isa: Isa, out: &mut [u32], x: &[f32], first: usize, gap: usize) {
+    let lines = out.len() / LANES;
+    let last = first + (2 * lines).saturating_sub(1) * gap + LANES;
+    assert!(lines == 0 || last <= x.len(), "bf16: {last} floats of {}", x.len());
+    match isa {
+        // SAFETY: `Cpu::with_isa` checked that the machine has the instructions, and the rows are there by the check above.
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 => unsafe { native::pair_lines(out, x, first, gap) },
+        _ => pair_lines_plain(isa, out, x, first, gap),
+    }
+}
+
+vectorized! {
+    fn pair_lines_plain(out: &mut [u32], x: &[f32], first: usize, gap: usize) {
+        for (line, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            let rows = &x[first + 2 * line * gap..];
+            let (first, second) = (&rows[..LANES], &rows[gap..gap + LANES]);
+            for i in 0..LANES {
+                out[i] = pair(first[i], second[i]);
+            }
+        }
+    }
+}
+
+/// The processor's own rounding, which makes subnormal numbers zero, as the product that follows does with either.
+#[cfg(target_arch = "x86_64")]
+mod native {
+    use std::arch::x86_64::*;
+
+    use crate::params::LANES;
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    pub(super) fn narrow(out: &mut [u16], x: &[f32]) {
+        let x16 = x.as_chunks::<16>().0;
+        for (out, x) in out.as_chunks_mut::<16>().0.iter_mut().zip(x16) {
+            // SAFETY: both are sixteen numbers.
+            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), rounded(_mm512_loadu_ps(x.as_ptr()))) };
+        }
+        let done = 16 * x16.len();
+        for (out, &x) in out[done..].iter_mut().zip(&x[done..]) {
+            *out = (super::round_bits(x) >> 16) as u16;
+        }
+    }
+
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    pub(super) fn pair_rows(out: &mut [u32], first: &[f32], second: &[f32]) {
+        let len = out.len().min(first.len()).min(second.len());
+        let (out, first, second) = (&mut out[..len], &first[..len], &second[..len]);
+        let rows = first.as_chunks::<16>().0.iter().zip(second.as_chunks::<16>().0);
+        for (out, (first, second)) in out.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
+            // SAFETY: all are sixteen numbers.
+            unsafe { pair_sixteen(out.as_mut_ptr(), first.as_ptr(), second.as_ptr()) };
+        }
+        let done = len / 16 * 16;
+        for ((out, &first), &second) in out[done..].iter_mut().zip(&first[done..]).zip(&second[done..]) {
+            *out = super::pair(first, second);
+        }
+    }
+
+    /// # Safety
+    ///
+    /// As [`super::pair_lines`], whose checks hold.
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn pair_lines(out: &mut [u32], x: &[f32], first: usize, gap: usize) {
+        for (line, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+            // SAFETY: two rows of 32 floats, by the caller's promise.
+            unsafe {
+                let row = x.as_ptr().add(first + 2 * line * gap);
+                for i in (0..LANES).step_by(16) {
+                    pair_sixteen(out.as_mut_ptr().add(i), row.add(i), row.add(gap + i));
+                }
+            }
+        }
+    }
+
+    /// # Safety
+    ///
+    /// Sixteen numbers at each place.
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    unsafe fn pair_sixteen(out: *mut u32, first: *const f32, second: *const f32) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let [first, second] = [first, second].map(|x| _mm512_cvtepu16_epi32(rounded(_mm512_loadu_ps(x))));
+            let pairs = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
+            _mm512_storeu_si512(out.cast(), pairs);
+        }
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    fn rounded(x: __m512) -> __m256i {
+        // SAFETY: the vectors have the bits of one another.
+        unsafe { std::mem::transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(x)) }
+    }
+
+    /// Turns squares of 64 bits: `out[j][c] = x[c][j]`, eight by eight at a time.
+    #[target_feature(enable = "avx512f")]
+    pub(super) fn turn_squares(out: &mut [[u64; 16]; 16], x: &[[u64; 16]; 16]) {
+        for (c, j) in [(0, 0), (0, 8), (8, 0), (8, 8)] {
+            // SAFETY: eight rows of eight words, inside the square.
+            unsafe {
+                let row = |i: usize| _mm512_loadu_si512(x[c + i][j..].as_ptr().cast());
+                let [a, b, d, e] = [0, 2, 4, 6].map(|i| {
+                    let (even, odd) = (row(i), row(i + 1));
+                    [_mm512_unpacklo_epi64(even, odd), _mm512_unpackhi_epi64(even, odd)]
+                });
+                for odd in 0..2 {
+                    // Quarters of 128 bits: of rows 0 to 3 and of rows 4 to 7.
+                    let low = [
+                        _mm512_shuffle_i64x2::<0x88>(a[odd], b[odd]),
+                        _mm512_shuffle_i64x2::<0xdd>(a[odd], b[odd]),
+                    ];
+                    let high = [
+                        _mm512_shuffle_i64x2::<0x88>(d[odd], e[odd]),
+                        _mm512_shuffle_i64x2::<0xdd>(d[odd], e[odd]),
+                    ];
+                    for k in 0..2 {
+                        let first = _mm512_shuffle_i64x2::<0x88>(low[k], high[k]);
+                        let second = _mm512_shuffle_i64x2::<0xdd>(low[k], high[k]);
+                        _mm512_storeu_si512(out[j + 2 * k + odd][c..].as_mut_ptr().cast(), first);
+                        _mm512_storeu_si512(out[j + 4 + 2 * k + odd][c..].as_mut_ptr().cast(), second);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Turns pairs of 32 outputs and 32 channels: from `[k / 2][n]`, even `k` in the lower halves, to `[n / 2][k]`, even `n` there.
+///
+/// Two outputs of two channels are a square of four numbers, whose other corners change places; then squares are turned whole.
+pub(crate) fn turn_block(isa: Isa, turned: &mut [u32; LANES * LANES / 2], block: &[u32]) {
+    let mut squares = [[0u64; LANES / 2]; LANES / 2];
+    let rows: &mut [[u32; LANES]; LANES / 2] = bytemuck::cast_mut(&mut squares);
+    for (row, block) in rows.iter_mut().zip(block.as_chunks::<LANES>().0) {
+        *row = *block;
+    }
+    swap_corners(isa, &mut squares);
+    match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 => {
+            let mut out = [[0u64; LANES / 2]; LANES / 2];
+            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
+            unsafe { native::turn_squares(&mut out, &squares) };
+            *turned = bytemuck::cast(out);
+        }
+        _ => {
+            let turned = turned.as_chunks_mut::<LANES>().0;
+            for (c, squares) in squares.iter().enumerate() {
+                for (j, &square) in squares.iter().enumerate() {
+                    turned[j][2 * c] = square as u32;
+                    turned[j][2 * c + 1] = (square >> 32) as u32;
+                }
+            }
+        }
+    }
+}
+
+vectorized! {
+    fn swap_corners(squares: &mut [[u64; LANES / 2]; LANES / 2]) {
+        for square in squares.as_flattened_mut() {
+            let x = *square;
+            *square = (x & 0xffff_0000_0000_ffff) | (x & 0xffff_0000) << 16 | (x >> 16) & 0xffff_0000;
+        }
     }
 }
 

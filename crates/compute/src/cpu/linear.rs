@@ -20,7 +20,7 @@
 
 use std::cell::RefCell;
 
-use super::bf16::{self, pair};
+use super::bf16;
 use super::tile::{A, Init, ROWS, STEPS};
 use super::vector::vectorized;
 use super::{Cpu, Isa, Precision, SharedMut};
@@ -279,31 +279,13 @@ vectorized! {
     }
 }
 
-vectorized! {
-    /// The same of pairs of channels, into pairs of outputs: `turned[n / 2][k]`.
-    fn turn_pairs(turned: &mut [u32], w: &[u32], n0: usize, n_len: usize, k0: usize, k: usize) {
-        let channels = LANES.min(k - k0);
-        let turned = turned.as_chunks_mut::<{ LANES * LANES / 2 }>().0;
-        for (i, turned) in turned.iter_mut().enumerate().take(n_len.div_ceil(LANES)) {
-            let panel = (n0 / LANES + i) * (k / 2) * LANES + k0 / 2 * LANES;
-            let block = &w[panel..panel + channels / 2 * LANES];
-            // Two outputs of two channels are a square of four, whose other corners change places; then squares are turned whole.
-            let mut squares = [[0u64; LANES / 2]; LANES / 2];
-            for (squares, w_n) in squares.iter_mut().zip(block.as_chunks::<LANES>().0) {
-                for j in 0..LANES / 2 {
-                    let square = u64::from(w_n[2 * j]) | u64::from(w_n[2 * j + 1]) << 32;
-                    squares[j] = (square & 0xffff_0000_0000_ffff)
-                        | (square & 0xffff_0000) << 16
-                        | (square >> 16) & 0xffff_0000;
-                }
-            }
-            for (j, out) in turned.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-                for (c, squares) in squares.iter().enumerate() {
-                    out[2 * c] = squares[j] as u32;
-                    out[2 * c + 1] = (squares[j] >> 32) as u32;
-                }
-            }
-        }
+/// The same of pairs of channels, into pairs of outputs: `turned[n / 2][k]`.
+fn turn_pairs(isa: Isa, turned: &mut [u32], w: &[u32], n0: usize, n_len: usize, k0: usize, k: usize) {
+    let channels = LANES.min(k - k0);
+    let turned = turned.as_chunks_mut::<{ LANES * LANES / 2 }>().0;
+    for (i, turned) in turned.iter_mut().enumerate().take(n_len.div_ceil(LANES)) {
+        let panel = (n0 / LANES + i) * (k / 2) * LANES + k0 / 2 * LANES;
+        bf16::turn_block(isa, turned, &w[panel..panel + channels / 2 * LANES]);
     }
 }
 
@@ -436,25 +418,15 @@ vectorized! {
     }
 }
 
-vectorized! {
-    fn pack_channel_pairs(packed: &mut [u32], x_rk: &[f32], k: usize) {
-        let steps = (x_rk.len() / k).div_ceil(2);
-        let mut pairs = [0u32; 16 * ROWS];
-        for (step, rows) in x_rk.chunks(2 * k).enumerate() {
-            let (first, second) = rows.split_at(k);
-            for c in (0..k).step_by(pairs.len()) {
-                let len = pairs.len().min(k - c);
-                let first = &first[c..c + len];
-                match second.get(c..c + len) {
-                    Some(second) => {
-                        for ((pair_k, &first), &second) in pairs.iter_mut().zip(first).zip(second) {
-                            *pair_k = pair(first, second);
-                        }
-                    }
-                    None => pairs.iter_mut().zip(first).for_each(|(pair_k, &first)| *pair_k = pair(first, 0.0)),
-                }
-                spread_tiles(&mut packed[c * steps..], &pairs[..len], step, steps);
-            }
+fn pack_channel_pairs(isa: Isa, packed: &mut [u32], x_rk: &[f32], k: usize) {
+    let steps = (x_rk.len() / k).div_ceil(2);
+    let mut pairs = [0u32; 32 * ROWS];
+    for (step, rows) in x_rk.chunks(2 * k).enumerate() {
+        let (first, second) = rows.split_at(k);
+        for c in (0..k).step_by(pairs.len()) {
+            let end = k.min(c + pairs.len());
+            bf16::pair_rows(isa, &mut pairs, &first[c..end], second.get(c..end));
+            spread_tiles(&mut packed[c * steps..], &pairs[..end - c], step, steps);
         }
     }
 }
@@ -482,28 +454,16 @@ fn slice_lanes(isa: Isa, precision: Precision, out: &mut [f32], d_y_rn: &[f32], 
                 row[lanes..].fill(0.0);
             }
         }
-        Precision::Bf16 => slice_lane_pairs(isa, bytemuck::cast_slice_mut(out), d_y_rn, n, n0, lanes),
-    }
-}
-
-vectorized! {
-    fn slice_lane_pairs(out: &mut [u32], d_y_rn: &[f32], n: usize, n0: usize, lanes: usize) {
-        let zeros = [0.0; LANES];
-        for (out, rows) in out.chunks_exact_mut(LANES).zip(d_y_rn.chunks(2 * n)) {
-            let first = &rows[n0..n0 + lanes];
-            let second = if rows.len() > n { &rows[n + n0..][..lanes] } else { &zeros[..lanes] };
-            match (first.first_chunk::<LANES>(), second.first_chunk::<LANES>()) {
-                (Some(first), Some(second)) => {
-                    for i in 0..LANES {
-                        out[i] = pair(first[i], second[i]);
-                    }
-                }
-                _ => {
-                    for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
-                        *out = pair(first, second);
-                    }
-                    out[lanes..].fill(0);
-                }
+        Precision::Bf16 => {
+            let out: &mut [u32] = bytemuck::cast_slice_mut(out);
+            // Whole pairs of whole lines at once; what is left, row by row.
+            let whole = if lanes == LANES { d_y_rn.len() / (2 * n) } else { 0 };
+            let (lines, out) = out.split_at_mut(whole * LANES);
+            bf16::pair_lines(isa, lines, d_y_rn, n0, n);
+            for (row, d_y_n) in out.chunks_exact_mut(LANES).zip(d_y_rn[2 * whole * n..].chunks(2 * n)) {
+                let (first, second) = d_y_n.split_at(n);
+                bf16::pair_rows(isa, row, &first[n0..n0 + lanes], second.get(n0..n0 + lanes));
+                row[lanes..].fill(0);
             }
         }
     }
