@@ -1,16 +1,17 @@
 #!/usr/bin/env python3
 """Times Polity and TRL on the same rows, in turns on the same machine, and prints a table of ratios (with --json, lines).
 
-    python3 bench/compare.py --env ENV [--precision fp32,bf16] [--rounds 2] [sft:tiny dpo:smol135m ...]
+    python3 bench/compare.py --env ENV [--precision f32,bf16] [--rounds 2] [sft:tiny dpo:smol135m ...]
 
-ENV is the environment that `../shared/peers/setup.sh ENV` makes (about 5 GB). Without names, everything is run: sft, reward and dpo on
-`tiny` and `smol135m`; ppo and generate on `tiny`. Needs nothing but the standard library; build the binary first
+ENV is the environment that `../shared/peers/setup.sh ENV` makes (about 5 GB). Without names, everything is run: sft, reward, dpo and
+generate on `tiny` and `smol135m`; ppo on `tiny`. Needs nothing but the standard library; build the binary first
 (`cargo build --release`).
 
 What is compared: TRL's time in its steps (its first step included, its start and data preparation not) with Polity's time in its
 steps, and generation with the whole process of `polity generate`, loading included. Tokens of both are those of the rows (prompts
 counted for both responses of a pair), estimated from the mean over all rows, so a program gains nothing by padding or by sharing.
-A round runs TRL in each precision and Polity after one another; figures are the best round of each, since these machines are shared.
+A round runs TRL in each precision and Polity in each of its own after one another; figures are the best round of each, since these
+machines are shared. Each of Polity's is compared with TRL's better one. Targets: what the project asks for in f32 and in bf16.
 """
 import argparse
 import json
@@ -24,10 +25,14 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-WORK = ["sft:tiny", "reward:tiny", "dpo:tiny", "generate:tiny", "ppo:tiny", "sft:smol135m", "reward:smol135m", "dpo:smol135m"]
+WORK = ["sft:tiny", "reward:tiny", "dpo:tiny", "generate:tiny", "ppo:tiny", "sft:smol135m", "reward:smol135m", "dpo:smol135m",
+        "generate:smol135m"]
 # Steps timed: of TRL, of Polity. Enough for the mean length of the rows to settle.
 STEPS = {"tiny": (8, 24), "smol135m": (4, 8)}
-TARGET = {"sft": 1.5, "reward": 1.2, "dpo": 3.0, "generate": 3.0, "ppo": 2.0}
+TARGET = {"f32": {"sft:tiny": 1.5, "sft:smol135m": 1.5, "reward:tiny": 1.2, "reward:smol135m": 1.2, "dpo:tiny": 3.0,
+                  "dpo:smol135m": 3.0, "generate:tiny": 3.0, "ppo:tiny": 2.0},
+          "bf16": {"sft:tiny": 5.0, "sft:smol135m": 3.5, "reward:tiny": 4.0, "reward:smol135m": 3.0, "dpo:tiny": 12.0,
+                   "dpo:smol135m": 6.0, "generate:tiny": 10.0, "generate:smol135m": 4.0, "ppo:tiny": 6.0}}
 LENGTH, BATCH = 256, 8
 
 
@@ -130,7 +135,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", type=Path, required=True)
     parser.add_argument("--binary", type=Path, default=ROOT / "target/release/polity")
-    parser.add_argument("--precision", default="f32", help="of Polity: f32 or bf16")
+    parser.add_argument("--precision", default="f32,bf16", help="of Polity")
     parser.add_argument("--peer-precision", default="fp32,bf16", help="of TRL; the better one counts")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
@@ -138,25 +143,28 @@ def main():
     args = parser.parse_args()
     env, binary = args.env.resolve(), args.binary.resolve()
     if not args.json:
-        print(f"{'work':18} {'TRL tokens/s':>13} {'':5} {'Polity':>9} {'ratio':>7} {'target':>7}   {'peak GiB: TRL':>13} {'Polity':>7} {'share':>6}")
+        print(f"{'work':22} {'TRL tokens/s':>13} {'':5} {'Polity':>9} {'ratio':>7} {'target':>7}   {'peak GiB: TRL':>13} {'Polity':>7} {'share':>6}")
     for work in args.work:
         stage, model = work.split(":")
         theirs, ours = STEPS[model]
-        peer, own = {}, []
+        peer, own = {}, {}
         for _ in range(args.rounds):
             for precision in args.peer_precision.split(","):
                 peer.setdefault(precision, []).append(trl(env, stage, model, theirs, precision))
-            own.append(polity(env, binary, stage, model, ours, args.precision))
+            for precision in args.precision.split(","):
+                own.setdefault(precision, []).append(polity(env, binary, stage, model, ours, precision))
         peer = {precision: best(figures) for precision, figures in peer.items()}
-        precision = max(peer, key=lambda precision: peer[precision]["tokens_per_s"])
-        peak = min(figure["peak_gib"] for figure in peer.values())
-        theirs, ours = peer[precision], best(own)
-        ratio = ours["tokens_per_s"] / theirs["tokens_per_s"]
-        if args.json:
-            print(json.dumps(dict(work=work, trl=peer, polity=ours, ratio=ratio, memory_share=ours["peak_gib"] / peak)), flush=True)
-        else:
-            print(f"{work:18} {theirs['tokens_per_s']:13.0f} {precision:5} {ours['tokens_per_s']:9.0f} {ratio:6.2f}x {TARGET[stage]:6.1f}x   "
-                  f"{peak:13.2f} {ours['peak_gib']:7.2f} {ours['peak_gib'] / peak:5.0%}", flush=True)
+        better = max(peer, key=lambda precision: peer[precision]["tokens_per_s"])
+        theirs, peak = peer[better], min(figure["peak_gib"] for figure in peer.values())
+        for precision, figures in own.items():
+            figure = best(figures)
+            ratio, share = figure["tokens_per_s"] / theirs["tokens_per_s"], figure["peak_gib"] / peak
+            if args.json:
+                print(json.dumps(dict(work=work, precision=precision, trl=peer, polity=figure, ratio=ratio, memory_share=share)), flush=True)
+                continue
+            target = TARGET[precision].get(work)
+            print(f"{work + ' ' + precision:22} {theirs['tokens_per_s']:13.0f} {better:5} {figure['tokens_per_s']:9.0f} {ratio:6.2f}x "
+                  f"{f'{target:.1f}x' if target else '':>7}   {peak:13.2f} {figure['peak_gib']:7.2f} {share:5.0%}", flush=True)
 
 
 main()

@@ -294,9 +294,9 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// `len` zeros.
+    /// `len` zeros, which take memory when they are first touched.
     pub fn zeros(len: usize) -> Self {
-        Self { lines: vec![Line([0.0; 16]); len.div_ceil(16)], len }
+        Self { lines: bytemuck::zeroed_vec(len.div_ceil(LINE)), len }
     }
 
     /// Makes the buffer at least `len` long; what it held is lost in meaning, not cleared.
@@ -451,12 +451,22 @@ impl Params {
     ///
     /// If `values` is not whole rows or they do not fit.
     pub fn write_rows(&mut self, spec: &ParamSpec, first_row: usize, values: &[f32]) {
-        let (all_rows, cols) = spec.shape.rows_cols();
-        assert_eq!(values.len() % cols, 0, "{}: whole rows of {cols}", spec.name);
+        spec.write_rows(&mut self.data[spec.range()], first_row, values);
+    }
+}
+
+impl ParamSpec {
+    /// [`Params::write_rows`] into the tensor's own floats, as stored.
+    ///
+    /// # Panics
+    ///
+    /// If `values` is not whole rows or they do not fit.
+    pub fn write_rows(&self, stored: &mut [f32], first_row: usize, values: &[f32]) {
+        let (all_rows, cols) = self.shape.rows_cols();
+        assert_eq!(values.len() % cols, 0, "{}: whole rows of {cols}", self.name);
         let rows = values.len() / cols;
-        assert!(first_row + rows <= all_rows, "{}: rows {first_row}+{rows} of {all_rows}", spec.name);
-        let stored = &mut self.data[spec.range()];
-        let Shape::Matrix { .. } = spec.shape else {
+        assert!(first_row + rows <= all_rows, "{}: rows {first_row}+{rows} of {all_rows}", self.name);
+        let Shape::Matrix { .. } = self.shape else {
             stored[first_row * cols..][..values.len()].copy_from_slice(values);
             return;
         };

@@ -15,6 +15,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use polity_compute::params::{ParamIndex, ParamSpec};
 use polity_compute::{DecoderConfig, Head, Layout, NormPlace, Params, Shape};
@@ -29,6 +30,9 @@ pub const WEIGHTS_FILE: &str = "model.safetensors";
 
 /// The list of shards.
 pub const INDEX_FILE: &str = "model.safetensors.index.json";
+
+/// Threads that read weights: more would wait for memory.
+const THREADS_MAX: usize = 8;
 
 /// One tensor of a Hugging Face file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -167,10 +171,42 @@ impl WeightTable {
         let files = open_all(dir)?;
         let found = self.match_names(dir, &files)?;
         let mut params = Params::zeros(layout);
-        for (entry, (name, file)) in self.entries.iter().zip(&found) {
-            entry.load(name, file, layout, &mut params)?;
+        // Tensors of the file that are parts of one matrix are read by one thread.
+        let mut parts: Vec<Vec<usize>> = vec![Vec::new(); layout.specs.len()];
+        for (i, entry) in self.entries.iter().enumerate() {
+            parts[entry.param].push(i);
         }
-        Ok(params)
+        let (mut work, mut rest, mut at) = (Vec::new(), &mut *params.data, 0);
+        for (spec, parts) in layout.specs.iter().zip(parts) {
+            let range = spec.range();
+            let (stored, after) = rest[range.start - at..].split_at_mut(range.len());
+            (rest, at) = (after, range.end);
+            work.push((spec, stored, parts));
+        }
+        // The largest first, so that no thread is left alone with it.
+        work.sort_by_key(|(_, stored, _)| stored.len());
+        let threads = std::thread::available_parallelism().map_or(1, usize::from).min(THREADS_MAX);
+        let work = Mutex::new(work);
+        let failures = Mutex::new(BTreeMap::new());
+        std::thread::scope(|scope| {
+            let read = || {
+                while let Some((spec, stored, parts)) = work.lock().expect("no panic while locked").pop() {
+                    for i in parts {
+                        let (name, file) = &found[i];
+                        if let Err(error) = self.entries[i].load(name, file, spec, stored) {
+                            failures.lock().expect("no panic while locked").insert(i, error);
+                        }
+                    }
+                }
+            };
+            (1..threads).for_each(|_| drop(scope.spawn(read)));
+            read();
+        });
+        // Of several, always the same one.
+        match failures.into_inner().expect("no panic while locked").pop_first() {
+            Some((_, error)) => Err(error),
+            None => Ok(params),
+        }
     }
 
     /// For each entry, the name it has in the files and the file.
@@ -333,11 +369,10 @@ impl WeightEntry {
         }
     }
 
-    /// The file's numbers into the decoder's place.
-    fn load(&self, name: &str, file: &TensorFile, layout: &Layout, params: &mut Params) -> Result<()> {
+    /// The file's numbers into the decoder's place, which is `stored`.
+    fn load(&self, name: &str, file: &TensorFile, spec: &ParamSpec, stored: &mut [f32]) -> Result<()> {
         /// Rows converted at a time: enough to stream, little to hold.
         const ROWS: usize = 64;
-        let spec = &layout.specs[self.param];
         let cols = self.cols(spec);
         let rows = self.shape.iter().product::<usize>() / cols.max(1);
         let mut values = Vec::new();
@@ -346,32 +381,35 @@ impl WeightEntry {
                 values.clear();
                 let end = (row + ROWS).min(rows);
                 file.read(name, row * cols..end * cols, &mut values)?;
-                params.write_rows(spec, first + row, &values);
+                spec.write_rows(stored, first + row, &values);
             }
             return Ok(());
         }
         file.read(name, 0..rows * cols, &mut values)?;
-        self.write(layout, params, &values);
+        self.write_stored(spec, stored, &values);
         Ok(())
     }
 
     /// The file's numbers, all of them, into the decoder's place.
     pub(crate) fn write(&self, layout: &Layout, params: &mut Params, values: &[f32]) {
         let spec = &layout.specs[self.param];
+        self.write_stored(spec, &mut params.data[spec.range()], values);
+    }
+
+    fn write_stored(&self, spec: &ParamSpec, stored: &mut [f32], values: &[f32]) {
         match (self.part, spec.shape) {
             (Part::Rows { first }, Shape::Matrix { .. } | Shape::Table { .. }) => {
-                params.write_rows(spec, first, values);
+                spec.write_rows(stored, first, values);
             }
             (Part::Rows { first }, Shape::Vector { .. }) => {
-                params.data[spec.range()][first..][..values.len()].copy_from_slice(values);
+                stored[first..][..values.len()].copy_from_slice(values);
             }
             (Part::Transposed, _) => {
                 // `[in, out]` read as rows of `out`; the decoder's rows are the columns.
                 let out = self.shape[1];
-                params.write_rows(spec, 0, &transposed(values, out));
+                spec.write_rows(stored, 0, &transposed(values, out));
             }
             (part, Shape::Vector { .. }) => {
-                let stored = &mut params.data[spec.range()];
                 for row in 0..values.len() {
                     stored[row] = values[part.file_row(row)];
                 }
@@ -379,7 +417,7 @@ impl WeightEntry {
             (part, _) => {
                 let cols = self.cols(spec);
                 for (row, _) in values.chunks_exact(cols).enumerate() {
-                    params.write_rows(spec, row, &values[part.file_row(row) * cols..][..cols]);
+                    spec.write_rows(stored, row, &values[part.file_row(row) * cols..][..cols]);
                 }
             }
         }
