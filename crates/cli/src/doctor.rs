@@ -182,13 +182,9 @@ fn checks(threads: usize, golden: &[Golden]) -> CommandResult<Vec<Check>> {
             model.train(&cpu.with_precision(polity_compute::Precision::Bf16), golden.losses.len())
         });
         let losses = largest_error(&half.losses, golden.losses);
-        checks.push(close(name("losses in bf16 are near PyTorch's in f32"), losses, LIMIT_BF16_NATS));
+        checks.push(close(name("bf16 losses are near PyTorch's f32"), losses, LIMIT_BF16_NATS));
         let error = largest_error(&half.losses, &portable.losses);
-        checks.push(close(
-            name("bf16 is the same without the processor's instructions"),
-            error,
-            LIMIT_WIDTHS_NATS,
-        ));
+        checks.push(close(name("bf16 is the same in plain Rust"), error, LIMIT_WIDTHS_NATS));
     }
     // Salmon et al. 2011, Random123's known answers for philox4x32-10.
     let philox = rng::philox4x32([0; 4], [0; 2]) == [0x6627_e8d5, 0xe169_c58d, 0xbc57_ac4c, 0x9b00_dbd8];

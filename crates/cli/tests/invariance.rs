@@ -56,7 +56,7 @@ fn metrics(run: &Path) -> Vec<serde_json::Value> {
     text.lines()
         .filter_map(|line| serde_json::from_str(line).ok())
         .map(|mut line: serde_json::Value| {
-            line.as_object_mut().unwrap().remove("time_s");
+            line.as_object_mut().unwrap().retain(|name, _| name != "time_s" && !name.starts_with("time/"));
             line
         })
         .collect()

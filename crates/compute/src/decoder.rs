@@ -252,14 +252,15 @@ impl Decoder {
             Some(Recompute::Layer) => {
                 if matches!(keys, Keys::Batch(_)) {
                     layers[l].x.grow(len);
-                    layers[l].x[..len].copy_from_slice(&x[..len]);
+                    cpu.copy(&mut layers[l].x[..len], &x[..len]);
                 }
                 shared
             }
             _ => &mut layers[l],
         };
-        layer.x.grow(len);
-        layer.x[..len].copy_from_slice(&x[..len]);
+        // The layer reads `x` where it keeps it, and writes its output into a buffer of an earlier pass.
+        std::mem::swap(&mut layer.x, x);
+        x.grow(len);
         let kept = self.kept_in(l, kept);
         self.layer(cpu, params, l, *n, kept, keys, rope, layer, work, &mut x[..len]);
     }
@@ -445,7 +446,7 @@ impl Decoder {
             let layer = match recompute {
                 Some(Recompute::Layer) => {
                     shared.x.grow(n * c);
-                    shared.x[..n * c].copy_from_slice(&layers[l].x[..n * c]);
+                    cpu.copy(&mut shared.x[..n * c], &layers[l].x[..n * c]);
                     let keys = Keys::Batch(batch);
                     self.layer(cpu, params, l, n, kept, keys, rope, shared, work, &mut x[..n * c]);
                     &*shared
@@ -570,7 +571,7 @@ impl Decoder {
         }
         let (d_attn, d_qkv) = (&mut d_attn[..n * q], &mut d_qkv[..n * w]);
         let attn = &tape.attn[..n * q];
-        d_qkv.fill(0.0);
+        cpu.clear(d_qkv);
         let (max, sum) = (&tape.max[..n * shape.heads], &tape.sum[..n * shape.heads]);
         let qkv = &tape.qkv[..n * w];
         attention::backward(cpu, d_qkv, d_attn, attn, max, sum, qkv, batch, shape, self.attention(l));
@@ -810,7 +811,7 @@ impl Decoder {
     ) {
         match p {
             Some(p) => self.norm(cpu, params, p, y, tape, x),
-            None => y.copy_from_slice(x),
+            None => cpu.copy(y, x),
         }
     }
 

@@ -12,6 +12,7 @@ use crate::objectives::dpo::{
     DpoConfig as Objective, DpoStats, PairBatch, PairDenominators, dpo, sequence_logps,
 };
 use crate::objectives::{Spans, Stats};
+use crate::progress::Phases;
 use crate::reward::{Columns, pair_tokens, total_weight};
 use crate::settings::DpoConfig;
 use crate::sft::TokenCounts;
@@ -138,7 +139,12 @@ impl<'c> Task<'c> for DpoTask<'c> {
         self.eval.len()
     }
 
-    fn accumulate(&mut self, rows: &[usize], metrics: &mut Metrics) -> Result<f64, TrainError> {
+    fn accumulate(
+        &mut self,
+        rows: &[usize],
+        metrics: &mut Metrics,
+        phases: &mut Phases<'_>,
+    ) -> Result<f64, TrainError> {
         let train = std::mem::take(&mut self.train);
         let pairs: Vec<&Comparison> = rows.iter().map(|&row| &train[row]).collect();
         let denominators = Self::denominators(&pairs);
@@ -153,6 +159,9 @@ impl<'c> Task<'c> for DpoTask<'c> {
                 Reference::Stored { train, .. } => at.iter().map(|&row| train[row]).collect(),
                 _ => Vec::new(),
             });
+            if part.ref_logp_i.is_some() {
+                phases.end("time/reference");
+            }
             let columns = Columns::of(part.pairs);
             let log_sum_sq = self.log_sum_sq_probs(&part.rows);
             let objective = &self.objective;
@@ -170,6 +179,7 @@ impl<'c> Task<'c> for DpoTask<'c> {
             });
             loss += result.loss;
             stats.merge(&result.stats);
+            phases.end("time/update");
         }
         self.train = train;
         counts.named().iter().for_each(|&(name, value)| metrics.put(name, value));

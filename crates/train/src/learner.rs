@@ -116,7 +116,7 @@ impl<'c> Learner<'c> {
             None => optimizer.update(cpu, &model.layout.specs, &mut model.params, grads, lr),
             Some(adapter) => adapter.update(cpu, optimizer, &model.layout, &mut model.params, grads, lr),
         };
-        self.grads.data.fill(0.0);
+        cpu.clear(&mut grads.data);
         stats
     }
 

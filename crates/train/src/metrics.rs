@@ -5,8 +5,8 @@
 //! declared. The evaluation's copy of a metric has the prefix `eval_`, as in Transformers. `docs/metrics.md` is written
 //! from these tables. Names are TRL's wherever TRL has the metric; where TRL's formula is wrong, ours says so.
 //!
-//! A line of `metrics.jsonl` depends on nothing but the run's manifest, apart from `time_s`: no rates and no times in
-//! here, or a resumed run could not equal an uninterrupted one.
+//! A line of `metrics.jsonl` depends on nothing but the run's manifest, apart from `time_s` and what begins with `time/`: no
+//! rates elsewhere, or a resumed run could not equal an uninterrupted one.
 
 use std::fmt;
 use std::str::FromStr;
@@ -80,6 +80,8 @@ const COMMON: &[MetricDecl] = &[
 
 /// Every stage whose step is one optimiser update.
 const ONE_UPDATE: &[MetricDecl] = &[
+    decl("time/update", "seconds", "forward and backward passes, loss and optimiser of this step"),
+    decl("time/eval", "seconds", "evaluation and samples after this step, where it has any"),
     decl("loss", "loss", "what the step minimised, over all of its rows"),
     decl("learning_rate", "per step", "learning rate that the step used"),
 ];
@@ -115,7 +117,17 @@ const REWARD: &[MetricDecl] = &[
     ),
 ];
 
+const DPO: &[MetricDecl] = &[decl(
+    "time/reference",
+    "seconds",
+    "passes of the reference model in this step, where they are not stored",
+)];
+
 const PPO: &[MetricDecl] = &[
+    decl("time/rollout", "seconds", "sampling of this step's responses"),
+    decl("time/reward", "seconds", "passes of the reference, the critic and the reward model over them"),
+    decl("time/update", "seconds", "inner epochs: passes of the policy and the critic, and their optimisers"),
+    decl("time/eval", "seconds", "the judge's prompts and samples after this step, where it has any"),
     decl("episode", "episodes", "responses rolled out since the run began"),
     decl("lr", "per step", "learning rate of the policy during this rollout's updates"),
     decl("lr_critic", "per step", "learning rate of the critic during this rollout's updates"),
@@ -184,6 +196,7 @@ pub fn tables(stage: Stage) -> Vec<MetricTable> {
             table("supervised.rs", ONE_UPDATE),
             table("supervised.rs", COMMON),
             table("sft.rs", TEACHER_FORCED),
+            table("dpo.rs", DPO),
             table("objectives/dpo.rs", DpoStats::METRICS),
         ],
         Stage::Ppo => vec![

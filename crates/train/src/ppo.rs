@@ -31,7 +31,7 @@ use crate::objectives::ppo::{
 use crate::objectives::score::{RunningMoments, shape_scores};
 use crate::objectives::whiten::Moments;
 use crate::objectives::{Aggregation, Spans, Stats};
-use crate::progress::{Event, Host, Meter};
+use crate::progress::{Event, Host, Meter, Phases};
 use crate::run::RunDir;
 use crate::samples::{SamplePrompt, draw_samples};
 use crate::settings::{PpoConfig, StopToken};
@@ -445,11 +445,20 @@ impl<'c> PpoTask<'c> {
     }
 
     /// One step: roll out, score, learn, steer.
-    fn step(&mut self, prompts: &[usize], lr: f64, lr_critic: f64) -> Result<Metrics, TrainError> {
+    fn step(
+        &mut self,
+        prompts: &[usize],
+        lr: f64,
+        lr_critic: f64,
+        mut phases: Phases<'_>,
+    ) -> Result<Metrics, TrainError> {
         let rollout = self.roll_out(prompts);
+        phases.end("time/rollout");
         let coef = self.state.controller.coef();
         let experience = self.experience(rollout)?;
+        phases.end("time/reward");
         let stats = self.learn(&experience, lr, lr_critic)?;
+        phases.end("time/update");
         let rolled = RolloutStats::new(
             &experience.rollout.logprob_m,
             &experience.score_i,
@@ -464,6 +473,7 @@ impl<'c> PpoTask<'c> {
         self.state.step += 1;
 
         let mut metrics = Metrics::new(Stage::Ppo);
+        phases.put(&mut metrics);
         metrics.put_stats(&rolled);
         let mut policy = stats.policy.clone();
         let mut value = stats.value.clone();
@@ -540,15 +550,18 @@ pub fn train(task: &mut PpoTask<'_>, context: RunContext<'_>) -> Result<Outcome,
         }
         let factor = schedule.factor(done, warmup, total);
         let (lr, lr_critic) = (common.learning_rate * factor, config.critic_learning_rate() * factor);
-        let mut metrics = task.step(&order.step(done), lr, lr_critic)?;
+        let now_s = || host.now_s();
+        let mut metrics = task.step(&order.step(done), lr, lr_critic, Phases::begin(&now_s))?;
         let step = task.state.step;
         metrics.put("epoch", order.epochs_after(step));
         let due = common.eval_steps > 0 && step.is_multiple_of(common.eval_steps);
         if due || step == total {
+            let began_s = host.now_s();
             if let Some(gold) = task.gold_mean() {
                 metrics.put("samples/gold", gold);
             }
             task.draw_samples(&samples, step, run, host)?;
+            metrics.put("time/eval", host.now_s() - began_s);
         }
         run.record(host, step, &metrics)?;
         let alarms = monitor.observe(&Observation::of_metrics(step, &metrics));

@@ -18,6 +18,35 @@ pub trait Host {
     fn event(&mut self, event: Event<'_>);
 }
 
+/// How long each phase of a step took.
+pub struct Phases<'c> {
+    now_s: &'c dyn Fn() -> f64,
+    mark_s: f64,
+    spent: Vec<(&'static str, f64)>,
+}
+
+impl<'c> Phases<'c> {
+    /// The first phase begins now.
+    pub fn begin(now_s: &'c dyn Fn() -> f64) -> Self {
+        Self { now_s, mark_s: now_s(), spent: Vec::new() }
+    }
+
+    /// What was done since the last phase's end was this one; phases may come back.
+    pub fn end(&mut self, name: &'static str) {
+        let now_s = (self.now_s)();
+        let seconds = now_s - std::mem::replace(&mut self.mark_s, now_s);
+        match self.spent.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, spent)) => *spent += seconds,
+            None => self.spent.push((name, seconds)),
+        }
+    }
+
+    /// Puts the seconds of each phase under its name, which is a metric's.
+    pub fn put(self, metrics: &mut Metrics) {
+        self.spent.into_iter().for_each(|(name, seconds)| metrics.put(name, seconds));
+    }
+}
+
 /// What a trainer tells.
 #[derive(Clone, Debug)]
 pub enum Event<'a> {

@@ -17,6 +17,7 @@ use crate::learner::Learner;
 use crate::metrics::{Metrics, Stage};
 use crate::objectives::reward::{RewardStats, bradley_terry};
 use crate::objectives::{PairColumns, Stats};
+use crate::progress::Phases;
 use crate::settings::RewardConfig;
 use crate::supervised::Task;
 
@@ -149,7 +150,12 @@ impl<'c> Task<'c> for RewardTask<'c> {
         self.eval.len()
     }
 
-    fn accumulate(&mut self, rows: &[usize], metrics: &mut Metrics) -> Result<f64, TrainError> {
+    fn accumulate(
+        &mut self,
+        rows: &[usize],
+        metrics: &mut Metrics,
+        _: &mut Phases<'_>,
+    ) -> Result<f64, TrainError> {
         let pairs: Vec<&Comparison> = rows.iter().map(|&row| &self.train[row]).collect();
         let (denominator, center) = (total_weight(&pairs), self.center());
         let (mut loss, mut stats) = (0.0, RewardStats::default());

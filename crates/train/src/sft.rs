@@ -12,6 +12,7 @@ use crate::learner::Learner;
 use crate::metrics::{Metrics, Stage};
 use crate::objectives::Stats;
 use crate::objectives::sft::{SftStats, sft};
+use crate::progress::Phases;
 use crate::settings::SftConfig;
 use crate::supervised::Task;
 
@@ -76,7 +77,12 @@ impl<'c> Task<'c> for SftTask<'c> {
         self.eval.len()
     }
 
-    fn accumulate(&mut self, rows: &[usize], metrics: &mut Metrics) -> Result<f64, TrainError> {
+    fn accumulate(
+        &mut self,
+        rows: &[usize],
+        metrics: &mut Metrics,
+        _: &mut Phases<'_>,
+    ) -> Result<f64, TrainError> {
         let rows: Vec<&Demonstration> = rows.iter().map(|&row| &self.train[row]).collect();
         let tokens: usize = rows.iter().map(|row| row.trained_tokens()).sum();
         let (mut loss, mut stats, mut counts) = (0.0, SftStats::default(), TokenCounts::default());

@@ -10,7 +10,7 @@ use crate::examples::Order;
 use crate::learner::Learner;
 use crate::metrics::{Metrics, Stage};
 use crate::monitor::{Monitor, Observation};
-use crate::progress::{Event, Host, Meter};
+use crate::progress::{Event, Host, Meter, Phases};
 use crate::run::{Checkpoint, CheckpointWriter, RunDir};
 use crate::samples::{SamplePrompt, draw_samples};
 use crate::settings::CommonConfig;
@@ -33,7 +33,12 @@ pub trait Task<'c> {
     fn eval_rows(&self) -> usize;
 
     /// Adds the gradient of a whole step to the learner; returns its loss and puts its metrics.
-    fn accumulate(&mut self, rows: &[usize], metrics: &mut Metrics) -> Result<f64, TrainError>;
+    fn accumulate(
+        &mut self,
+        rows: &[usize],
+        metrics: &mut Metrics,
+        phases: &mut Phases<'_>,
+    ) -> Result<f64, TrainError>;
 
     /// Puts the evaluation's metrics.
     fn evaluate(&mut self, metrics: &mut Metrics) -> Result<(), TrainError>;
@@ -117,8 +122,12 @@ pub fn train<'c, T: Task<'c>>(
         }
         let mut metrics = Metrics::new(T::STAGE);
         let lr = common.learning_rate * schedule.factor(step, warmup, total);
-        let loss = task.accumulate(&order.step(step), &mut metrics)?;
+        let now_s = || host.now_s();
+        let mut phases = Phases::begin(&now_s);
+        let loss = task.accumulate(&order.step(step), &mut metrics, &mut phases)?;
         let update = task.learner().update(lr);
+        phases.end("time/update");
+        phases.put(&mut metrics);
         step += 1;
         metrics.put("loss", loss);
         metrics.put("learning_rate", lr);
@@ -128,10 +137,12 @@ pub fn train<'c, T: Task<'c>>(
 
         let due = common.eval_steps > 0 && step.is_multiple_of(common.eval_steps);
         if due || step == total {
+            let began_s = host.now_s();
             if task.eval_rows() > 0 {
                 task.evaluate(&mut metrics)?;
             }
             draw_samples(task.learner(), None, &samples, step, common.seed, run, host)?;
+            metrics.put("time/eval", host.now_s() - began_s);
         }
         run.record(host, step, &metrics)?;
         let alarms = monitor.observe(&Observation::of_metrics(step, &metrics));

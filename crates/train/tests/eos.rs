@@ -14,6 +14,7 @@ use polity_train::dpo::DpoTask;
 use polity_train::learner::{Frozen, Learner};
 use polity_train::metrics::Metrics;
 use polity_train::ppo::{PpoTask, Rollout};
+use polity_train::progress::Phases;
 use polity_train::reward::RewardTask;
 use polity_train::settings::{DpoConfig, PpoConfig, RewardConfig, SftConfig};
 use polity_train::sft::SftTask;
@@ -48,7 +49,7 @@ fn logprob_of_eos(task_model: &Model, ids: &[u32]) -> f32 {
 fn gain<'c, T: Task<'c>>(mut task: T, ids: &[u32]) -> f32 {
     assert_eq!(ids.last(), Some(&EOS), "the response ends");
     let before = logprob_of_eos(&task.learner().model, ids);
-    task.accumulate(&[0], &mut Metrics::new(T::STAGE)).unwrap();
+    task.accumulate(&[0], &mut Metrics::new(T::STAGE), &mut Phases::begin(&|| 0.0)).unwrap();
     let update = task.learner().update(1e-4);
     assert!(update.grad_norm > 0.0);
     logprob_of_eos(&task.learner().model, ids) - before
@@ -110,7 +111,7 @@ fn a_reward_is_read_at_the_end_of_the_response() {
     let learner = Learner::new(&cpu, model, config.common.optimizer(), Recompute::None);
     let mut task = RewardTask::new(learner, pairs, Vec::new(), config);
     let mut metrics = Metrics::new(RewardTask::STAGE);
-    task.accumulate(&[0], &mut metrics).unwrap();
+    task.accumulate(&[0], &mut metrics, &mut Phases::begin(&|| 0.0)).unwrap();
     // The margin that was trained on is that of the rows at EOS.
     assert!((metrics.get("margin").unwrap() - f64::from(before)).abs() < 1e-6);
     task.learner().update(1e-3);

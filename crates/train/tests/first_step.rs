@@ -18,6 +18,7 @@ use polity_train::metrics::{Metrics, Stage};
 use polity_train::objectives::Stats;
 use polity_train::objectives::ppo::RolloutStats;
 use polity_train::ppo::PpoTask;
+use polity_train::progress::Phases;
 use polity_train::settings::{DpoConfig, PpoConfig};
 use polity_train::supervised::Task;
 
@@ -60,7 +61,7 @@ fn dpo_starts_at_ln_2() {
         let reference = Some(Frozen::new(&cpu, model.clone()));
         let mut task = DpoTask::new(learner, reference, pairs.clone(), Vec::new(), config).unwrap();
         let mut metrics = Metrics::new(Stage::Dpo);
-        let loss = task.accumulate(&[0, 1, 2, 3], &mut metrics).unwrap();
+        let loss = task.accumulate(&[0, 1, 2, 3], &mut metrics, &mut Phases::begin(&|| 0.0)).unwrap();
         // A sum of four quarters of ln 2, in f64.
         assert!((loss - LN_2).abs() < 4.0 * f64::EPSILON, "{tokens}: {loss}");
         assert_eq!(metrics.get("rewards/margins"), Some(0.0), "{tokens}");

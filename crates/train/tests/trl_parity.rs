@@ -13,6 +13,7 @@ use polity_train::dpo::DpoTask;
 use polity_train::examples::{Comparison, Demonstration, ExampleInfo};
 use polity_train::learner::{Frozen, Learner};
 use polity_train::metrics::Metrics;
+use polity_train::progress::Phases;
 use polity_train::reward::RewardTask;
 use polity_train::settings::{DpoConfig, RewardConfig, SftConfig};
 use polity_train::sft::SftTask;
@@ -111,7 +112,7 @@ fn check<'c, T: Task<'c>>(mut task: T, golden: &Golden, run: &str, absolute: &[&
         let rows: Vec<usize> =
             expect["rows"].as_array().unwrap().iter().map(|r| r.as_u64().unwrap() as usize).collect();
         let mut metrics = Metrics::new(T::STAGE);
-        let loss = task.accumulate(&rows, &mut metrics).unwrap();
+        let loss = task.accumulate(&rows, &mut metrics, &mut Phases::begin(&|| 0.0)).unwrap();
         let norm = task.learner().update(LR).grad_norm;
         let expect_loss = expect["loss"].as_f64().unwrap();
         let error = (loss - expect_loss).abs() / expect_loss.abs();
@@ -221,7 +222,7 @@ fn use_weighting_weighs_by_the_policy_s_own_probabilities() {
     let learner = learner(&cpu, stories(), &config.common);
     let mut task = DpoTask::new(learner, Some(reference), pairs, Vec::new(), config).unwrap();
     let mut metrics = Metrics::new(DpoTask::STAGE);
-    let loss = task.accumulate(&[0, 1], &mut metrics).unwrap();
+    let loss = task.accumulate(&[0, 1], &mut metrics, &mut Phases::begin(&|| 0.0)).unwrap();
     assert!((loss - expect).abs() / expect < 1e-5, "{loss} expected {expect}");
     assert!(task.learner().update(LR).grad_norm > 0.0);
 }

@@ -34,7 +34,9 @@ fn metrics(run: &Path) -> Vec<Value> {
     text.lines()
         .map(|line| {
             let mut step: Value = serde_json::from_str(line).unwrap();
-            step.as_object_mut().unwrap().remove("time_s").unwrap();
+            let numbers = step.as_object_mut().unwrap();
+            numbers.remove("time_s").unwrap();
+            numbers.retain(|name, _| !name.starts_with("time/"));
             step
         })
         .collect()

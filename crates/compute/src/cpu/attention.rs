@@ -13,7 +13,7 @@
 
 use std::cell::RefCell;
 
-use super::tile::{A, Init, ROWS};
+use super::tile::{A, Init, ROWS, STEPS};
 use super::vector::{Lanes, exp, vectorized};
 use super::{Cpu, Isa, Precision, SharedMut};
 use crate::batch::Batch;
@@ -25,7 +25,7 @@ use crate::params::Buffer;
 pub const KEYS: usize = 32;
 
 /// Query tokens of one forward task; each task gathers its keys for itself.
-const QUERIES: usize = 96;
+const QUERIES: usize = 192;
 
 /// Query rows whose scores backward holds at a time.
 const BACKWARD_ROWS: usize = 4 * ROWS;
@@ -47,7 +47,7 @@ pub(crate) struct Block {
 /// Some rows (at most [`ROWS`]) of one query head, or of several heads at one position.
 #[derive(Clone, Copy)]
 pub(crate) struct Queries<'a> {
-    /// `[d][rows]`.
+    /// As [`pack`] packs them.
     pub(crate) packed: &'a [f32],
     pub(crate) rows: usize,
     /// Position of the first row.
@@ -96,8 +96,8 @@ pub(crate) unsafe fn attend(
     let stride = rows * KEYS;
     for (at, b) in blocks.clone().enumerate() {
         let c = scores[at * stride..(at + 1) * stride].as_mut_ptr();
-        let a = A::columns(queries.packed.as_ptr(), rows);
-        // SAFETY: `packed` is `[d][rows]`, the block's keys are `[d][32]`, `c` has `rows` of 32.
+        let a = packed_rows(queries.packed, rows, head_dim);
+        // SAFETY: `packed` holds `rows` of `d`, the block's keys are `[d][32]`, `c` has `rows` of 32.
         unsafe {
             isa.product(Precision::F32, c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, head_dim, Init::Zero)
         };
@@ -250,17 +250,34 @@ fn path_rows(batch: &Batch, segment: usize) -> Vec<usize> {
 }
 
 /// Gathers a head's channels of some rows as `[row / 32][d][row % 32]`, zeros at the end.
-fn gather_t(out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
+fn gather_t(isa: Isa, out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
     let d = columns.d;
     let blocks = rows.len().div_ceil(KEYS);
     out.grow(blocks * d * KEYS);
     if !rows.len().is_multiple_of(KEYS) {
         out[(blocks - 1) * d * KEYS..blocks * d * KEYS].fill(0.0);
     }
-    for (s, &row) in rows.iter().enumerate() {
-        let block = &mut out[s / KEYS * d * KEYS..][..d * KEYS];
-        for (i, &x) in columns.of(from, row).iter().enumerate() {
-            block[i * KEYS + s % KEYS] = x;
+    for (block, rows) in out.chunks_exact_mut(d * KEYS).zip(rows.chunks(KEYS)) {
+        turn(isa, block, from, rows, columns);
+    }
+}
+
+vectorized! {
+    /// Up to 32 rows side by side: `block[d][row]`.
+    fn turn(block: &mut [f32], from: &[f32], rows: &[usize], columns: Columns) {
+        let block = block.as_chunks_mut::<KEYS>().0;
+        let (groups, rest) = rows.as_chunks::<4>();
+        for (r, rows) in groups.iter().enumerate() {
+            let [x0, x1, x2, x3] = rows.map(|row| columns.of(from, row));
+            for ((((block, &x0), &x1), &x2), &x3) in block.iter_mut().zip(x0).zip(x1).zip(x2).zip(x3) {
+                // Four floats are one move.
+                block[4 * r..4 * r + 4].copy_from_slice(&[x0, x1, x2, x3]);
+            }
+        }
+        for (r, &row) in rest.iter().enumerate() {
+            for (block, &x) in block.iter_mut().zip(columns.of(from, row)) {
+                block[4 * groups.len() + r] = x;
+            }
         }
     }
 }
@@ -277,14 +294,22 @@ fn gather(out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
     }
 }
 
-/// Packs some consecutive rows of a head as `[d][rows]`.
-fn pack(out: &mut Buffer, from: &[f32], first_row: usize, rows: usize, columns: Columns) {
-    out.grow(columns.d * rows);
-    for r in 0..rows {
-        for (i, &x) in columns.of(from, first_row + r).iter().enumerate() {
-            out[i * rows + r] = x;
+/// Packs some rows of heads to be multiplied by keys: one after the other, or side by side where they are longer than [`STEPS`].
+fn pack<'x>(out: &mut Buffer, rows: impl ExactSizeIterator<Item = &'x [f32]>, d: usize) {
+    let count = rows.len();
+    out.grow(count * d.max(STEPS));
+    for (r, x_d) in rows.enumerate() {
+        if d <= STEPS {
+            out[r * STEPS..][..d].copy_from_slice(x_d);
+        } else {
+            x_d.iter().enumerate().for_each(|(i, &x)| out[i * count + r] = x);
         }
     }
+}
+
+/// What [`pack`] packed.
+fn packed_rows(packed: &[f32], count: usize, d: usize) -> A {
+    if d <= STEPS { A::rows(packed.as_ptr()) } else { A::columns(packed.as_ptr(), count) }
 }
 
 /// Writes `out_nq` (`[n, h*d]`) and the softmax's `max_nh` and `sum_nh`.
@@ -319,14 +344,15 @@ pub fn forward(
         rows.truncate(segment.position + t_end);
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { packed, keys_t, values, scores, out, .. } = scratch;
-            gather_t(keys_t, qkv, &rows, Columns::key(shape, g));
+            gather_t(cpu.isa(), keys_t, qkv, &rows, Columns::key(shape, g));
             gather(values, qkv, &rows, Columns::value(shape, g));
             out.grow(ROWS * dp);
             for head in (0..h).filter(|&head| shape.kv_head(head) == g) {
                 for t in (t0..t_end).step_by(ROWS) {
                     let count = ROWS.min(t_end - t);
                     let first_row = segment.start + t;
-                    pack(packed, qkv, first_row, count, Columns::query(shape, head));
+                    let query = Columns::query(shape, head);
+                    pack(packed, (first_row..first_row + count).map(|row| query.of(qkv, row)), d);
                     let queries = Queries { packed, rows: count, position: segment.position + t, step: 1 };
                     let (mut max, mut sum) = ([0.0; ROWS], [0.0; ROWS]);
                     let block = |b: usize| Block {
@@ -453,9 +479,9 @@ fn backward_segment(
         d_rows,
     } = scratch;
     let (key, value) = (Columns::key(shape, g), Columns::value(shape, g));
-    gather_t(keys_t, saved.qkv, &path, key);
+    gather_t(isa, keys_t, saved.qkv, &path, key);
     gather(keys, saved.qkv, &path, key);
-    gather_t(values_t, saved.qkv, &path, value);
+    gather_t(isa, values_t, saved.qkv, &path, value);
     let padded = path.len().next_multiple_of(KEYS);
     d_keys.grow(padded * dp);
     d_values.grow(padded * dp);
@@ -489,10 +515,11 @@ fn backward_segment(
                     (saved.qkv, query, &mut *scores, &*keys_t),
                     (saved.d_out_nq, out_columns, &mut *d_scores, &*values_t),
                 ] {
-                    pack(packed, from, first_row + i, tile, columns);
+                    let first = first_row + i;
+                    pack(packed, (first..first + tile).map(|row| columns.of(from, row)), d);
                     for (at, b) in seen_blocks.clone().enumerate() {
                         let c = to[at * stride + i * KEYS..][..tile * KEYS].as_mut_ptr();
-                        let a = A::columns(packed.as_ptr(), tile);
+                        let a = packed_rows(packed, tile, d);
                         let block = other[b * d * KEYS..][..d * KEYS].as_ptr();
                         // SAFETY: as in `attend`.
                         unsafe {
@@ -670,13 +697,8 @@ pub(crate) fn forward_cached(
                         true => (feed.start, g * group + i + r),
                         false => (feed.start + i + r, head),
                     };
-                    packed.grow(d * count);
-                    for r in 0..count {
-                        let (row, head) = place(r);
-                        for (j, &x) in Columns::query(shape, head).of(qkv, row).iter().enumerate() {
-                            packed[j * count + r] = x;
-                        }
-                    }
+                    let query = |(row, head)| Columns::query(shape, head).of(qkv, row);
+                    pack(packed, (0..count).map(|r| query(place(r))), d);
                     let (position, step) = if single { (feed.position, 0) } else { (feed.position + i, 1) };
                     let queries = Queries { packed, rows: count, position, step };
                     // SAFETY: the cache holds every key of these rows, finite numbers elsewhere.

@@ -367,10 +367,12 @@ fn rows_of(op: &str, y_len: usize, n: usize, x_len: usize, k: usize) -> usize {
 /// each packs `x` for itself.
 fn panel_groups(cpu: &Cpu, panels: usize, row_blocks: usize) -> usize {
     let threads = cpu.threads();
-    if threads == 1 || row_blocks >= 4 * threads {
+    // So many that the last one does not keep the other threads waiting for long.
+    let tasks = 12 * threads;
+    if threads == 1 || row_blocks >= tasks {
         return 1;
     }
-    (4 * threads).div_ceil(row_blocks.max(1)).min(panels.div_ceil(2)).max(1)
+    tasks.div_ceil(row_blocks.max(1)).min(panels.div_ceil(2)).max(1)
 }
 
 /// Packs columns `k0..k0 + k_len` of rows of `x`: words of [`A::rows`].

@@ -160,6 +160,26 @@ impl Cpu {
     }
 }
 
+/// Floats that a thread copies or clears at a time.
+const COPIED: usize = 1 << 14;
+
+impl Cpu {
+    /// `out = x`, by all threads.
+    ///
+    /// # Panics
+    ///
+    /// If the lengths differ.
+    pub fn copy(&self, out: &mut [f32], x: &[f32]) {
+        assert_eq!(out.len(), x.len(), "copy: one length");
+        self.for_each_chunk(out, COPIED, |task, out| out.copy_from_slice(&x[task * COPIED..][..out.len()]));
+    }
+
+    /// `out = 0`, by all threads.
+    pub fn clear(&self, out: &mut [f32]) {
+        self.for_each_chunk(out, COPIED, |_, out| out.fill(0.0));
+    }
+}
+
 impl std::fmt::Debug for Cpu {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "Cpu({:?}, {:?}, {} threads)", self.isa, self.precision, self.threads())

@@ -66,11 +66,26 @@ vectorized! {
         for head in qk.chunks_exact_mut(d) {
             let (a, rest) = head.split_at_mut(half);
             let b = &mut rest[..half];
-            for i in 0..half {
-                let sin = if inverse { -sin[i] } else { sin[i] };
-                let (x, y) = (a[i], b[i]);
-                a[i] = x * cos[i] - y * sin;
-                b[i] = y * cos[i] + x * sin;
+            let sign = if inverse { -1.0 } else { 1.0 };
+            let turn = |a: &mut f32, b: &mut f32, cos: f32, sin: f32| {
+                let (x, y, sin) = (*a, *b, sign * sin);
+                *a = x * cos - y * sin;
+                *b = y * cos + x * sin;
+            };
+            // Sixteen at a time through copies, which cannot overlap, as slices might for all the compiler knows.
+            let (a16, a_tail) = a.as_chunks_mut::<16>();
+            let (b16, b_tail) = b.as_chunks_mut::<16>();
+            let (cos16, cos_tail) = cos.as_chunks::<16>();
+            let (sin16, sin_tail) = sin.as_chunks::<16>();
+            for (((a16, b16), cos16), sin16) in a16.iter_mut().zip(b16).zip(cos16).zip(sin16) {
+                let (mut a, mut b) = (*a16, *b16);
+                for i in 0..16 {
+                    turn(&mut a[i], &mut b[i], cos16[i], sin16[i]);
+                }
+                (*a16, *b16) = (a, b);
+            }
+            for i in 0..a_tail.len() {
+                turn(&mut a_tail[i], &mut b_tail[i], cos_tail[i], sin_tail[i]);
             }
         }
     }
