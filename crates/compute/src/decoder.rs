@@ -28,7 +28,7 @@ use crate::cpu::linear::Write;
 use crate::cpu::logprob::{HeadRef, LogProbs, LogitParams};
 use crate::cpu::rope::RopeTable;
 use crate::cpu::vector;
-use crate::cpu::{Cpu, activation, attention, embed, linear, logprob, norm, qk_norm, rope};
+use crate::cpu::{Cpu, Precision, activation, attention, bf16, embed, linear, logprob, norm, qk_norm, rope};
 use crate::params::{Buffer, LayerParams, Layout, LinearParams, NormParams, Params};
 
 /// What a forward pass keeps for the backward pass.
@@ -56,17 +56,49 @@ struct LayerTape {
     attn_norm: NormTape,
     qk_raw: Buffer,
     qk_rstd: Buffer,
-    qkv: Buffer,
+    qkv: Kept,
     max: Buffer,
     sum: Buffer,
-    attn: Buffer,
+    attn: Kept,
     attn_proj: Buffer,
     attn_post_norm: NormTape,
     x_mid: Buffer,
     mlp_norm: NormTape,
-    up: Buffer,
+    up: Kept,
     mlp_proj: Buffer,
     mlp_post_norm: NormTape,
+}
+
+/// An activation that backward reads: as it was or, where products are in bf16, rounded, in half the memory.
+#[derive(Debug, Default)]
+struct Kept {
+    floats: Buffer,
+    /// Two bf16 in the place of a float.
+    halves: Buffer,
+}
+
+impl Kept {
+    /// Where to compute it: in its place, or in the scratch, to be rounded.
+    fn target<'a>(
+        precision: Precision,
+        floats: &'a mut Buffer,
+        scratch: &'a mut Buffer,
+        len: usize,
+    ) -> &'a mut [f32] {
+        let buffer = if precision == Precision::F32 { floats } else { scratch };
+        buffer.grow(len);
+        &mut buffer[..len]
+    }
+
+    /// It, from where it is or widened into the scratch.
+    fn read<'a>(&'a self, cpu: &Cpu, precision: Precision, scratch: &'a mut Buffer, len: usize) -> &'a [f32] {
+        if precision == Precision::F32 {
+            return &self.floats[..len];
+        }
+        scratch.grow(len);
+        bf16::widen(cpu, &mut scratch[..len], &self.halves);
+        &scratch[..len]
+    }
 }
 
 /// Statistics of one normalisation: `[n]` each, means only for LayerNorm.
@@ -81,6 +113,9 @@ struct NormTape {
 struct Work {
     kept_x: Buffer,
     kept_attn: Buffer,
+    qkv: Buffer,
+    attn: Buffer,
+    up: Buffer,
     y: Buffer,
     act: Buffer,
     head: Buffer,
@@ -293,8 +328,10 @@ impl Decoder {
         work.y.grow(n * c);
         let y = &mut work.y[..n * c];
         self.pre_norm(cpu, params, p.attn_norm, y, &mut tape.attn_norm, &tape.x[..n * c]);
-        tape.qkv.grow(n * w);
-        let qkv = &mut tape.qkv[..n * w];
+        let precision = params.precision();
+        let mut scratch = [&mut work.qkv, &mut work.attn, &mut work.up].map(std::mem::take);
+        let [qkv_scratch, attn_scratch, up_scratch] = &mut scratch;
+        let qkv = Kept::target(precision, &mut tape.qkv.floats, qkv_scratch, n * w);
         self.linear(cpu, params, p.qkv, qkv, y);
         if config.qk_norm != QkNorm::None {
             let qk = q + shape.kv_width();
@@ -312,8 +349,11 @@ impl Decoder {
         if let Position::Rotary { .. } = config.position {
             rope::rotate(cpu, qkv, rope, shape, false);
         }
-        tape.attn.grow(n * q);
-        let attn = &mut tape.attn[..n * q];
+        if precision == Precision::Bf16 {
+            // Factors of attention's products, so they are rounded before they are used.
+            bf16::keep(cpu, &mut tape.qkv.halves, qkv, true);
+        }
+        let attn = Kept::target(precision, &mut tape.attn.floats, attn_scratch, n * q);
         match keys {
             Keys::Batch(batch) => {
                 tape.max.grow(n * shape.heads);
@@ -327,14 +367,17 @@ impl Decoder {
                 attention::forward_cached(cpu, attn, qkv, cache, feeds, l, shape, self.attention(l));
             }
         }
+        if precision == Precision::Bf16 {
+            bf16::keep(cpu, &mut tape.attn.halves, attn, false);
+        }
         let (mut kept_x, mut kept_attn) =
             (std::mem::take(&mut work.kept_x), std::mem::take(&mut work.kept_attn));
         let n = kept.map_or(n, <[usize]>::len);
         let (x, attn) = match kept {
-            None => (&tape.x[..n * c], &tape.attn[..n * q]),
+            None => (&tape.x[..n * c], &attn[..n * q]),
             Some(kept) => {
                 gather_rows(&mut kept_x, &tape.x, kept.iter().copied(), c);
-                gather_rows(&mut kept_attn, &tape.attn, kept.iter().copied(), q);
+                gather_rows(&mut kept_attn, attn, kept.iter().copied(), q);
                 (&kept_x[..n * c], &kept_attn[..n * q])
             }
         };
@@ -353,15 +396,19 @@ impl Decoder {
         // Feed-forward.
         let y = &mut work.y[..n * c];
         self.pre_norm(cpu, params, p.mlp_norm, y, &mut tape.mlp_norm, mlp_in);
-        tape.up.grow(n * u);
-        self.linear(cpu, params, p.up, &mut tape.up[..n * u], y);
+        let up = Kept::target(precision, &mut tape.up.floats, up_scratch, n * u);
+        self.linear(cpu, params, p.up, up, y);
         let mut act = std::mem::take(&mut work.act);
         act.grow(n * f);
-        activation::forward(cpu, config.mlp, &mut act[..n * f], &tape.up[..n * u], f);
+        activation::forward(cpu, config.mlp, &mut act[..n * f], up, f);
+        if precision == Precision::Bf16 {
+            bf16::keep(cpu, &mut tape.up.halves, up, false);
+        }
         let post = (p.mlp_post_norm, &mut tape.mlp_proj, &mut tape.mlp_post_norm);
         let onto = (!config.parallel_residual).then_some(mlp_in);
         self.add_block(cpu, params, p.down, post, x_out, onto, &act[..n * f], work);
-        *work = Work { act, kept_x, kept_attn, ..std::mem::take(work) };
+        let [qkv, attn, up] = scratch;
+        *work = Work { act, kept_x, kept_attn, qkv, attn, up, ..std::mem::take(work) };
     }
 
     /// `x = onto + w y + b`, or `x = onto + norm(w y + b)`; onto what `x` holds where nothing is given.
@@ -490,7 +537,26 @@ impl Decoder {
         let (q, w, u, f) = (shape.q_width(), shape.qkv_width(), config.up_width(), config.ffn);
         // Rows that went on after attention.
         let m = kept.map_or(n, <[usize]>::len);
-        let Work { kept_x, kept_attn, y, act, d_x_mid, d_y, d_proj, d_attn, d_qkv, d_act, d_up, .. } = work;
+        let Work {
+            kept_x,
+            kept_attn,
+            qkv,
+            attn,
+            up,
+            y,
+            act,
+            d_x_mid,
+            d_y,
+            d_proj,
+            d_attn,
+            d_qkv,
+            d_act,
+            d_up,
+            ..
+        } = work;
+        let precision = params.precision();
+        let up = tape.up.read(cpu, precision, up, m * u);
+        let all_attn = tape.attn.read(cpu, precision, attn, n * q);
         for (buffer, len) in [
             (&mut *y, n * c),
             (&mut *act, m * f),
@@ -505,10 +571,10 @@ impl Decoder {
             buffer.grow(len);
         }
         let (x, attn) = match kept {
-            None => (&tape.x[..n * c], &tape.attn[..n * q]),
+            None => (&tape.x[..n * c], all_attn),
             Some(kept) => {
                 gather_rows(kept_x, &tape.x, kept.iter().copied(), c);
-                gather_rows(kept_attn, &tape.attn, kept.iter().copied(), q);
+                gather_rows(kept_attn, all_attn, kept.iter().copied(), q);
                 (&kept_x[..m * c], &kept_attn[..m * q])
             }
         };
@@ -527,9 +593,9 @@ impl Decoder {
             }
         };
         let (act, d_act, d_up) = (&mut act[..m * f], &mut d_act[..m * f], &mut d_up[..m * u]);
-        activation::forward(cpu, config.mlp, act, &tape.up[..m * u], f);
+        activation::forward(cpu, config.mlp, act, up, f);
         self.linear_backward(cpu, params, grads, p.down, d_act, Write::Set, d_out, act);
-        activation::backward(cpu, config.mlp, d_up, d_act, &tape.up[..m * u], f);
+        activation::backward(cpu, config.mlp, d_up, d_act, up, f);
         // The residual: sequential blocks hand down the sum of what comes through and past them; parallel ones keep
         // what comes through apart, since attention's block reads d_x as it was.
         let d_mlp_in = if config.parallel_residual {
@@ -570,11 +636,10 @@ impl Decoder {
             spread_rows(d_x, kept, c);
         }
         let (d_attn, d_qkv) = (&mut d_attn[..n * q], &mut d_qkv[..n * w]);
-        let attn = &tape.attn[..n * q];
         cpu.clear(d_qkv);
         let (max, sum) = (&tape.max[..n * shape.heads], &tape.sum[..n * shape.heads]);
-        let qkv = &tape.qkv[..n * w];
-        attention::backward(cpu, d_qkv, d_attn, attn, max, sum, qkv, batch, shape, self.attention(l));
+        let qkv = tape.qkv.read(cpu, precision, qkv, n * w);
+        attention::backward(cpu, d_qkv, d_attn, all_attn, max, sum, qkv, batch, shape, self.attention(l));
         if let Position::Rotary { .. } = config.position {
             rope::rotate(cpu, d_qkv, rope, shape, true);
         }

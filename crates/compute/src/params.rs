@@ -389,6 +389,11 @@ impl Params {
         }
     }
 
+    /// What products with these weights are computed in.
+    pub fn precision(&self) -> Precision {
+        if self.pairs.is_some() { Precision::Bf16 } else { Precision::F32 }
+    }
+
     /// The weights and, where products with them are in bf16, the pairs that follow from them.
     pub(crate) fn masters_and_pairs(&mut self, spec: &ParamSpec) -> (&mut [f32], Option<&mut [u32]>) {
         let pairs = self.pairs.as_mut().filter(|_| spec.has_pairs());

@@ -12,15 +12,16 @@
 
 use super::vector::vectorized;
 use super::{Cpu, Isa, SharedMut};
-use crate::params::LANES;
+use crate::params::{Buffer, LANES};
 
-/// The nearest bf16 as an f32's bits: the lower half is zero. NaN stays NaN.
+/// The nearest bf16 as an f32's bits: the lower half is zero. NaN stays NaN; a subnormal number becomes zero.
 #[inline(always)]
 pub(crate) fn round_bits(x: f32) -> u32 {
     let bits = x.to_bits();
     let rounded = bits.wrapping_add(0x7fff + ((bits >> 16) & 1));
     let quiet = bits | 0x0040_0000;
-    (if x.is_nan() { quiet } else { rounded }) & 0xffff_0000
+    let rounded = (if x.is_nan() { quiet } else { rounded }) & 0xffff_0000;
+    if bits & 0x7f80_0000 == 0 { bits & 0x8000_0000 } else { rounded }
 }
 
 /// The nearest bf16.
@@ -91,6 +92,39 @@ vectorized! {
     }
 }
 
+/// Floats that a thread rounds or widens at a time.
+const CHUNK: usize = 1 << 14;
+
+/// Keeps `x` rounded, two numbers in the place of one; `x` itself is rounded too if it is to be used so.
+pub(crate) fn keep(cpu: &Cpu, halves: &mut Buffer, x: &mut [f32], round_too: bool) {
+    let isa = cpu.isa();
+    halves.grow(x.len().div_ceil(2));
+    let halves = SharedMut::new(bytemuck::cast_slice_mut::<f32, u16>(halves));
+    cpu.for_each_chunk(x, CHUNK, |task, x| {
+        let start = task * CHUNK;
+        // SAFETY: chunks of different tasks do not overlap; only the last may have an odd length.
+        let halves = unsafe { halves.slice(start..start + x.len().next_multiple_of(2)) };
+        narrow(isa, halves, x);
+        if round_too {
+            widen_chunk(isa, x, halves);
+        }
+    });
+}
+
+/// What [`keep`] kept.
+pub(crate) fn widen(cpu: &Cpu, x: &mut [f32], halves: &Buffer) {
+    let halves = bytemuck::cast_slice::<f32, u16>(halves);
+    cpu.for_each_chunk(x, CHUNK, |task, x| widen_chunk(cpu.isa(), x, &halves[task * CHUNK..]));
+}
+
+vectorized! {
+    fn widen_chunk(x: &mut [f32], halves: &[u16]) {
+        for (x, &half) in x.iter_mut().zip(halves) {
+            *x = f32::from_bits(u32::from(half) << 16);
+        }
+    }
+}
+
 /// Pairs of two rows; where the second is missing its numbers are zero.
 pub(crate) fn pair_rows(isa: Isa, out: &mut [u32], first: &[f32], second: Option<&[f32]>) {
     let Some(second) = second else {
@@ -142,7 +176,7 @@ vectorized! {
     }
 }
 
-/// The processor's own rounding, which makes subnormal numbers zero, as the product that follows does with either.
+/// The processor's own rounding.
 #[cfg(target_arch = "x86_64")]
 mod native {
     use std::arch::x86_64::*;
@@ -310,9 +344,29 @@ mod tests {
     fn rounding_is_that_of_the_half_crate() {
         for i in 0..200_000u32 {
             let x = f32::from_bits(i.wrapping_mul(0x9e37_79b9));
-            let expected = half::bf16::from_f32(x).to_f32();
+            let expected =
+                if x.is_subnormal() { 0.0f32.copysign(x) } else { half::bf16::from_f32(x).to_f32() };
             assert_eq!(round(x).to_bits(), expected.to_bits(), "{x:e}");
         }
+    }
+
+    #[test]
+    fn the_processor_rounds_as_plain_rust() {
+        let x: Vec<f32> = (0..100_003u32).map(|i| f32::from_bits(i.wrapping_mul(0x9e37_79b9))).collect();
+        let y: Vec<f32> = (0..100_003u32).map(|i| f32::from_bits(i.wrapping_mul(0x85eb_ca6b))).collect();
+        let run = |isa: Isa| {
+            let (mut narrowed, mut pairs) = (vec![7u16; x.len() + 1], vec![7u32; x.len()]);
+            narrow(isa, &mut narrowed, &x);
+            pair_rows(isa, &mut pairs, &x, Some(&y));
+            let mut lines = vec![7u32; 5 * LANES];
+            pair_lines(isa, &mut lines, &x, 3, 1000);
+            (narrowed, pairs, lines)
+        };
+        let plain = run(Isa::Portable);
+        assert_eq!(plain.1[5], pair(x[5], y[5]));
+        assert_eq!(plain.2[LANES + 1], pair(x[2004], x[3004]));
+        assert_eq!(*plain.0.last().unwrap(), 0, "an odd row ends with a zero");
+        assert!(run(Isa::detect()) == plain);
     }
 
     #[test]
