@@ -279,6 +279,59 @@ Examples:
   polity bench generate --model M |
       jq '.batches[] | [.responses, .tokens_per_s]'")]
     Generate(BenchGenerateArgs),
+    /// Training steps over a range of row lengths, batch sizes, threads or model sizes, with a plot
+    #[command(after_long_help = "\
+Examples:
+  polity bench sweep --over length --plot lengths.svg
+  polity bench sweep --over rows --shape smol135m --values 1,2,4,8
+  polity bench sweep --over threads | jq '.points[] | [.value, .tokens_per_s]'
+  polity bench sweep --over shape --precisions f32")]
+    Sweep(BenchSweepArgs),
+}
+
+/// Flags of `bench sweep`.
+#[derive(Debug, Args)]
+pub struct BenchSweepArgs {
+    /// What is varied
+    #[arg(long, value_enum, value_name = "WHAT", default_value_t = Over::Length)]
+    pub over: Over,
+    /// Its values; as usual for each if left out. Not for shapes, of which all are measured
+    #[arg(long, value_name = "N,N,...", value_delimiter = ',', value_parser = at_least_one)]
+    pub values: Vec<usize>,
+    /// A shape with random weights
+    #[arg(long, value_enum, value_name = "NAME", default_value_t = NamedShape::Tiny)]
+    pub shape: NamedShape,
+    /// One line of the plot for each; f32 and, where the processor has it, bf16 if left out
+    #[arg(long, value_name = "NAME,NAME", value_delimiter = ',', value_parser = precision)]
+    pub precisions: Vec<Precision>,
+    /// Tokens of a step where lengths are varied: longer rows are fewer
+    #[arg(long, value_name = "N", default_value_t = 4096, value_parser = at_least_one)]
+    pub tokens: usize,
+    /// Rows of a step otherwise
+    #[arg(long, value_name = "N", default_value_t = 8, value_parser = at_least_one)]
+    pub rows: usize,
+    /// Tokens of a row otherwise
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = at_least_two)]
+    pub length: usize,
+    /// Steps that are timed, after one that is not
+    #[arg(long, value_name = "N", default_value_t = 3, value_parser = at_least_one)]
+    pub steps: usize,
+    /// Where to draw tokens a second, as SVG
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub plot: Option<PathBuf>,
+}
+
+/// What a sweep varies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Over {
+    /// Tokens of a row: 128 to 4096
+    Length,
+    /// Rows of a step: 1 to 32
+    Rows,
+    /// Threads: 1 to the cores
+    Threads,
+    /// Model sizes: every named shape
+    Shape,
 }
 
 /// Which model to measure.

@@ -37,11 +37,14 @@ use crate::model::Loaded;
 use crate::output::json_to_stdout;
 use crate::ui::{Ui, Work, short};
 
+mod sweep;
+
 /// Runs the verb.
 pub fn run(verb: &BenchVerb, global: &Global, ui: &Ui) -> CommandResult {
     match verb {
         BenchVerb::Train(args) => train(args, global, ui),
         BenchVerb::Generate(args) => generate(args, global, ui),
+        BenchVerb::Sweep(args) => sweep::run(args, global, ui),
     }
 }
 
@@ -142,18 +145,24 @@ impl Subject {
     fn new(which: &BenchModel, global: &Global, ui: &Ui) -> CommandResult<Self> {
         let mut subject = match &which.model {
             Some(dir) => Self::load(dir, global)?,
-            None => {
-                ui.note(&format!("making {} with random weights", which.shape.name()));
-                let model = Model::init(which.shape.config()?, 0)?;
-                let decoder = Decoder::new(model.config).map_err(CommandError::failed)?;
-                let name = which.shape.name().to_owned();
-                Self { name, decoder, params: model.params, cpu: Cpu::new(global.threads()) }
-            }
+            None => Self::random(which.shape, 0, global.threads(), ui)?,
         };
-        let Self { decoder, params, cpu, .. } = &mut subject;
-        cpu.set_precision(which.precision.with(cpu.isa(), decoder.layout.parameter_count()));
-        params.pack(cpu, &decoder.layout.specs);
+        subject.multiply_in(which.precision);
         Ok(subject)
+    }
+
+    /// A shape with random weights, and room for rows of `positions` at least.
+    fn random(shape: NamedShape, positions: usize, threads: usize, ui: &Ui) -> CommandResult<Self> {
+        ui.note(&format!("making {} with random weights", shape.name()));
+        let model = Model::init(shape.config(positions)?, 0)?;
+        let decoder = Decoder::new(model.config).map_err(CommandError::failed)?;
+        Ok(Self { name: shape.name().to_owned(), decoder, params: model.params, cpu: Cpu::new(threads) })
+    }
+
+    fn multiply_in(&mut self, precision: Precision) {
+        let Self { decoder, params, cpu, .. } = self;
+        cpu.set_precision(precision.with(cpu.isa(), decoder.layout.parameter_count()));
+        params.pack(cpu, &decoder.layout.specs);
     }
 
     fn load(dir: &Path, global: &Global) -> CommandResult<Self> {
@@ -200,7 +209,7 @@ impl NamedShape {
         }
     }
 
-    fn config(self) -> CommandResult<HfConfig> {
+    fn config(self, positions_min: usize) -> CommandResult<HfConfig> {
         let (width, ffn, layers, heads, kv_heads, vocab, positions) = match self {
             NamedShape::Tiny => (256, 688, 6, 8, 4, 8192, 1024),
             NamedShape::Smol135m => (576, 1536, 30, 9, 3, 49152, 2048),
@@ -214,7 +223,7 @@ impl NamedShape {
             "num_attention_heads": heads,
             "num_key_value_heads": kv_heads,
             "vocab_size": vocab,
-            "max_position_embeddings": positions,
+            "max_position_embeddings": positions_min.max(positions),
             "hidden_act": "silu",
             "rms_norm_eps": 1e-6,
             "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
@@ -234,20 +243,8 @@ fn train(args: &BenchTrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let rows = subject.rows("bench train", args.rows, args.length)?;
     let before = matmul(&subject.cpu);
     let recompute = if args.recompute { Recompute::Layer } else { Recompute::None };
-    let mut trainer = Trainer::new(&subject, &rows, recompute);
-    let mut seconds = Vec::new();
-    for step in 0..=args.steps {
-        let started = Instant::now();
-        trainer.step();
-        // The first step also allocates.
-        if step > 0 {
-            seconds.push(started.elapsed().as_secs_f64());
-        }
-        progress(ui, "bench train", step, args.steps, &seconds);
-    }
-    ui.end_progress();
+    let seconds = time_steps(&subject, &rows, recompute, args.steps, ui);
     let matmul = before.faster(matmul(&subject.cpu));
-    let seconds = Spread::of(seconds);
     let tokens = args.rows * args.length;
     let gflop = 3.0 * forward_flop(&subject.decoder.config, &rows, args.rows * (args.length - 1)) / 1e9;
     let report = TrainReport {
@@ -271,6 +268,22 @@ fn train(args: &BenchTrainArgs, global: &Global, ui: &Ui) -> CommandResult {
         short(100.0 * report.share_of_matmul)
     ));
     json_to_stdout(&report)
+}
+
+/// Seconds of each step after the first, which also allocates.
+fn time_steps(subject: &Subject, rows: &[Vec<u32>], recompute: Recompute, steps: usize, ui: &Ui) -> Spread {
+    let mut trainer = Trainer::new(subject, rows, recompute);
+    let mut seconds = Vec::new();
+    for step in 0..=steps {
+        let started = Instant::now();
+        trainer.step();
+        if step > 0 {
+            seconds.push(started.elapsed().as_secs_f64());
+        }
+        progress(ui, "bench", step, steps, &seconds);
+    }
+    ui.end_progress();
+    Spread::of(seconds)
 }
 
 fn progress(ui: &Ui, label: &str, done: usize, total: usize, seconds: &[f64]) {

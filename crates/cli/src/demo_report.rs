@@ -395,6 +395,7 @@ fn proxy_and_gold(ppo: &RunData) -> String {
         x_label: "KL from SFT, nats per response".into(),
         series: vec![series("score of the reward model", proxy), series("gold utility", gold)],
         marks,
+        from_zero: false,
     }
     .to_html()
 }

@@ -428,6 +428,7 @@ fn chart(data: &RunData, title: &str, lines: &[(String, String)]) -> String {
         x_label: "step".into(),
         series: series.collect(),
         marks: marks.collect(),
+        from_zero: false,
     }
     .to_html()
 }

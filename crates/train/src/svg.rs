@@ -32,6 +32,14 @@ figure.chart .zero{stroke:var(--soft);stroke-width:1}\
 figure.chart .alarm{stroke:var(--alarm);stroke-width:1;stroke-dasharray:3 3}\
 figure.chart .flag{fill:var(--alarm)}";
 
+/// The light set of [`STYLE`], for a file of its own.
+const FILE_STYLE: &str = "\
+svg{--ink:#1c2128;--soft:#57606a;--line:#d8dee4;--page:#fff;--alarm:#c62828;--c0:#1f6feb;--c1:#d9730d;--c2:#1a7f4e;\
+--c3:#8250df;--c4:#b5175e;--c5:#0f7f8f}text{font:10px system-ui,sans-serif;fill:var(--soft)}\
+text.title{font-weight:600;font-size:12px;fill:var(--ink)}text.title tspan{font-weight:400;fill:var(--soft)}\
+.grid{stroke:var(--line);stroke-width:1}.zero{stroke:var(--soft);stroke-width:1}\
+.alarm{stroke:var(--alarm);stroke-width:1;stroke-dasharray:3 3}.flag{fill:var(--alarm)}";
+
 /// Number of colours in [`STYLE`]; further series repeat them.
 const COLOURS: usize = 6;
 
@@ -80,6 +88,8 @@ pub struct LineChart {
     pub series: Vec<Series>,
     /// Vertical marks.
     pub marks: Vec<Mark>,
+    /// Whether the y axis shows zero: for amounts that are compared.
+    pub from_zero: bool,
 }
 
 /// A value with its interval.
@@ -144,6 +154,53 @@ pub struct Scatter {
 impl LineChart {
     /// As a `<figure>`.
     pub fn to_html(&self) -> String {
+        let Some((label, svg)) = self.draw() else { return empty_figure(&self.title, &self.unit) };
+        let legend: Vec<(&str, usize)> =
+            self.series.iter().enumerate().map(|(i, series)| (series.name.as_str(), i)).collect();
+        figure(&self.title, &self.unit, &legend, (WIDTH, HEIGHT), &label, &svg)
+    }
+
+    /// As an SVG file of its own, with title and legend, in light colours; `None` if there is nothing to draw.
+    pub fn to_svg(&self) -> Option<String> {
+        /// Room for the title and the legend.
+        const HEAD: f64 = 34.0;
+        let (label, drawn) = self.draw()?;
+        let mut svg = format!(
+            "<svg xmlns=\"http://www.w3.org/2000/svg\" width=\"{:.0}\" viewBox=\"0 {:.0} {WIDTH} {:.0}\" role=\"img\" \
+             aria-label=\"{}\"><style>{FILE_STYLE}</style><rect y=\"{:.0}\" width=\"{WIDTH}\" height=\"{:.0}\" \
+             fill=\"var(--page)\"/><text class=\"title\" x=\"8\" y=\"{:.0}\">{} <tspan>{}</tspan></text>",
+            2.0 * WIDTH,
+            -HEAD,
+            HEIGHT + HEAD,
+            escape(&format!("{}. {label}", self.title)),
+            -HEAD,
+            HEIGHT + HEAD,
+            16.0 - HEAD,
+            escape(&self.title),
+            escape(&self.unit),
+        );
+        let mut x = 8.0;
+        for (i, series) in self.series.iter().enumerate() {
+            let _ = write!(
+                svg,
+                "<rect x=\"{x:.0}\" y=\"{:.0}\" width=\"12\" height=\"3\" fill=\"var(--c{})\"/><text x=\"{:.0}\" \
+                 y=\"{:.0}\">{}</text>",
+                26.0 - HEAD,
+                i % COLOURS,
+                x + 16.0,
+                30.0 - HEAD,
+                escape(&series.name)
+            );
+            // About the width of a letter.
+            x += 32.0 + 5.5 * series.name.chars().count() as f64;
+        }
+        svg.push_str(&drawn);
+        svg.push_str("</svg>\n");
+        Some(svg)
+    }
+
+    /// What it shows in words, and the drawing.
+    fn draw(&self) -> Option<(String, String)> {
         let all = || {
             self.series
                 .iter()
@@ -152,8 +209,9 @@ impl LineChart {
         };
         let marks_x = self.marks.iter().map(|mark| mark.x).filter(|x| x.is_finite());
         let x = Range::of(all().map(|(x, _)| *x).chain(marks_x));
-        let y = Range::of(all().map(|(_, y)| *y)).map(Range::widened);
-        let (Some(x), Some(y)) = (x, y) else { return empty_figure(&self.title, &self.unit) };
+        let zero = self.from_zero.then_some(0.0);
+        let y = Range::of(all().map(|(_, y)| *y).chain(zero)).map(Range::widened);
+        let (x, y) = (x?, y?);
 
         let frame = Frame::new(x.or_around(1.0), y);
         let mut svg = frame.axes(&self.x_label);
@@ -163,14 +221,11 @@ impl LineChart {
         for (i, series) in self.series.iter().enumerate() {
             frame.line(&mut svg, series, i % COLOURS);
         }
-        let legend: Vec<(&str, usize)> =
-            self.series.iter().enumerate().map(|(i, series)| (series.name.as_str(), i)).collect();
         let summary = self.series.iter().filter_map(|series| {
             let (x, y) = series.points.iter().rev().find(|(_, y)| y.is_finite())?;
             Some(format!("{}: {} at {}", series.name, short(*y), short(*x)))
         });
-        let label = summary.collect::<Vec<_>>().join("; ");
-        figure(&self.title, &self.unit, &legend, (WIDTH, HEIGHT), &label, &svg)
+        Some((summary.collect::<Vec<_>>().join("; "), svg))
     }
 }
 
@@ -727,6 +782,7 @@ mod tests {
             x_label: evil.into(),
             series: vec![series(evil, &[(0.0, 1.0), (1.0, 2.0)]), series(evil, &[(0.5, f64::NAN)])],
             marks: vec![Mark { x: 0.5, label: evil.into() }],
+            from_zero: true,
         };
         let bars = BarChart {
             title: evil.into(),
@@ -755,7 +811,14 @@ mod tests {
     }
 
     fn chart(series: Vec<Series>) -> LineChart {
-        LineChart { title: "loss".into(), unit: "nats".into(), x_label: "step".into(), series, marks: vec![] }
+        LineChart {
+            title: "loss".into(),
+            unit: "nats".into(),
+            x_label: "step".into(),
+            series,
+            marks: vec![],
+            from_zero: false,
+        }
     }
 
     /// Every coordinate of a path, to check that it is on the canvas.

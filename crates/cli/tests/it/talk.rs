@@ -143,6 +143,27 @@ fn bench_reports_speed_as_json() {
         .map(|batch| batch["responses"].as_u64().unwrap())
         .collect();
     assert_eq!(responses, [1, 3]);
+
+    let dir = tempfile::tempdir().unwrap();
+    let plot = dir.path().join("lengths.svg");
+    let args = ["bench", "sweep", "--over", "length", "--values", "8,32", "--tokens", "64", "--steps", "1"];
+    let more = ["--precisions", "f32,bf16", "--plot", plot.to_str().unwrap()];
+    let report: Value = serde_json::from_str(&polity(args.iter().chain(&more)).ok().stdout).unwrap();
+    let points = report["points"].as_array().unwrap();
+    let of = |point: &Value| {
+        let number = |key: &str| point[key].as_u64().unwrap();
+        (point["precision"].as_str().unwrap().to_owned(), number("value"), number("rows"), number("length"))
+    };
+    let expect = |precision: &str| [(precision.to_owned(), 8, 8, 8), (precision.to_owned(), 32, 2, 32)];
+    assert_eq!(points.iter().map(of).collect::<Vec<_>>(), [expect("f32"), expect("bf16")].concat());
+    assert!(points.iter().all(|point| point["tokens_per_s"].as_f64().unwrap() > 0.0));
+    let svg = std::fs::read_to_string(plot).unwrap();
+    assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"), "{svg}");
+    assert_eq!(svg.matches("<circle").count(), 4, "a dot for each point");
+
+    let run = polity(["bench", "sweep", "--over", "shape", "--values", "3"]);
+    assert_eq!(run.code, 2);
+    assert!(run.stderr.contains("every named shape is measured"), "{}", run.stderr);
 }
 
 #[test]

@@ -301,6 +301,11 @@ impl Tile {
             match self.a.pattern {
                 Pattern::Rows => {
                     for _ in 0..self.k {
+                        if R <= STREAMED_ROWS {
+                            for v in 0..NV {
+                                prefetch(b.wrapping_add(AHEAD + v * V::WIDTH));
+                            }
+                        }
                         step::<V, R, NV, STEPS>(&mut acc, a, b);
                         a = a.add(1);
                         b = b.add(self.b_stride);
@@ -335,6 +340,24 @@ impl Tile {
             }
         }
     }
+}
+
+/// With so few rows memory is the limit: weights are asked for ahead, over the ends of pages, where the processor's own prefetching stops.
+const STREAMED_ROWS: usize = 8;
+
+/// Floats ahead: a page.
+const AHEAD: usize = 1024;
+
+/// Asks for a cache line. Any address will do.
+#[inline(always)]
+fn prefetch(p: *const f32) {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: a prefetch reads nothing and cannot fault.
+    unsafe {
+        std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T0 }>(p.cast());
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = p;
 }
 
 /// One `k`: `R` numbers of `a`, `STEP` floats apart, times `NV` vectors of `b`.
