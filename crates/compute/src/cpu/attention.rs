@@ -113,13 +113,19 @@ pub(crate) unsafe fn attend(
         };
         (max[r], sum[r]) = softmax_row(isa, scores, row, p);
     }
-    for (at, b) in blocks.enumerate() {
+    // Blocks whose values follow one another are one product: its sums stay in registers.
+    let mut at = 0;
+    while at < blocks.len() {
+        let values = block(blocks.start + at).values;
+        let follows =
+            |more: usize| block(blocks.start + at + more).values == values.wrapping_add(more * KEYS * dp);
+        let count = (1..blocks.len() - at).take_while(|&more| follows(more)).count() + 1;
         let a = A::panels(scores[at * stride..].as_ptr(), stride);
         let init = if at == 0 { Init::Zero } else { Init::C };
-        // SAFETY: `scores` holds `rows` of 32 for this block, its values are `[32][dp]`, `out` is `[rows][dp]`.
-        unsafe {
-            isa.product(Precision::F32, out.as_mut_ptr(), dp, a, block(b).values, dp, rows, dp, KEYS, init)
-        };
+        let k = count * KEYS;
+        // SAFETY: `scores` holds `rows` of 32 for each block, its values are `[32][dp]`, `out` is `[rows][dp]`.
+        unsafe { isa.product(Precision::F32, out.as_mut_ptr(), dp, a, values, dp, rows, dp, k, init) };
+        at += count;
     }
     for (out_d, &sum) in out.chunks_exact_mut(dp).zip(&*sum) {
         for out in out_d {
