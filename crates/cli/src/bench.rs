@@ -543,7 +543,7 @@ mod tests {
     #[test]
     fn shapes_have_the_parameters_of_their_names() {
         let count = |shape: NamedShape| {
-            let config = shape.config().unwrap().decoder().unwrap();
+            let config = shape.config(0).unwrap().decoder().unwrap();
             Decoder::new(config).unwrap().layout.parameter_count()
         };
         assert_eq!(count(NamedShape::Tiny), 6_450_432);
@@ -552,7 +552,7 @@ mod tests {
 
     #[test]
     fn operations_by_hand() {
-        let mut config = NamedShape::Tiny.config().unwrap().decoder().unwrap();
+        let mut config = NamedShape::Tiny.config(0).unwrap().decoder().unwrap();
         config.window_l[0] = Some(2);
         // A layer: qkv 512 x 256, out 256 x 256, up 1376 x 256, down 256 x 688.
         let layer = 512 * 256 + 256 * 256 + 1376 * 256 + 256 * 688;

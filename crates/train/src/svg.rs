@@ -32,10 +32,24 @@ figure.chart .zero{stroke:var(--soft);stroke-width:1}\
 figure.chart .alarm{stroke:var(--alarm);stroke-width:1;stroke-dasharray:3 3}\
 figure.chart .flag{fill:var(--alarm)}";
 
-/// The light set of [`STYLE`], for a file of its own.
+/// The light set of [`STYLE`], for a file of its own: not every program that draws SVG knows variables.
+const FILE_COLOURS: [(&str, &str); 11] = [
+    ("var(--ink)", "#1c2128"),
+    ("var(--soft)", "#57606a"),
+    ("var(--line)", "#d8dee4"),
+    ("var(--page)", "#fff"),
+    ("var(--alarm)", "#c62828"),
+    ("var(--c0)", "#1f6feb"),
+    ("var(--c1)", "#d9730d"),
+    ("var(--c2)", "#1a7f4e"),
+    ("var(--c3)", "#8250df"),
+    ("var(--c4)", "#b5175e"),
+    ("var(--c5)", "#0f7f8f"),
+];
+
+/// The rules of [`STYLE`] that a chart's drawing needs.
 const FILE_STYLE: &str = "\
-svg{--ink:#1c2128;--soft:#57606a;--line:#d8dee4;--page:#fff;--alarm:#c62828;--c0:#1f6feb;--c1:#d9730d;--c2:#1a7f4e;\
---c3:#8250df;--c4:#b5175e;--c5:#0f7f8f}text{font:10px system-ui,sans-serif;fill:var(--soft)}\
+text{font:10px system-ui,sans-serif;fill:var(--soft)}\
 text.title{font-weight:600;font-size:12px;fill:var(--ink)}text.title tspan{font-weight:400;fill:var(--soft)}\
 .grid{stroke:var(--line);stroke-width:1}.zero{stroke:var(--soft);stroke-width:1}\
 .alarm{stroke:var(--alarm);stroke-width:1;stroke-dasharray:3 3}.flag{fill:var(--alarm)}";
@@ -196,7 +210,7 @@ impl LineChart {
         }
         svg.push_str(&drawn);
         svg.push_str("</svg>\n");
-        Some(svg)
+        Some(FILE_COLOURS.iter().fold(svg, |svg, (name, colour)| svg.replace(name, colour)))
     }
 
     /// What it shows in words, and the drawing.

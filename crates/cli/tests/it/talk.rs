@@ -160,6 +160,7 @@ fn bench_reports_speed_as_json() {
     let svg = std::fs::read_to_string(plot).unwrap();
     assert!(svg.starts_with("<svg xmlns=") && svg.ends_with("</svg>\n"), "{svg}");
     assert_eq!(svg.matches("<circle").count(), 4, "a dot for each point");
+    assert!(!svg.contains("var("), "a colour is a colour, not a variable");
 
     let run = polity(["bench", "sweep", "--over", "shape", "--values", "3"]);
     assert_eq!(run.code, 2);
