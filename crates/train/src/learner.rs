@@ -142,7 +142,7 @@ impl<'c> Learner<'c> {
 
     /// Forgets gradients that are not to be used.
     pub fn discard_gradients(&mut self) {
-        self.grads.data.fill(0.0);
+        self.cpu.clear(&mut self.grads.data);
     }
 
     /// Log-probs without learning.

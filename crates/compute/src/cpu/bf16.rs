@@ -8,7 +8,7 @@
 //! (`tile.rs`, `linear.rs`) with words in place of floats and half as many steps. Where a sum has an odd number of
 //! terms, the last pair's second is zero.
 //!
-//! Rounding is to nearest, ties to even, as the processor's own conversions do, but in plain Rust, so that all machines agree.
+//! Rounding is to nearest, ties to even, by the processor's own conversions or in plain Rust: they agree in every bit.
 
 use super::vector::vectorized;
 use super::{Cpu, Isa, SharedMut};
@@ -50,14 +50,9 @@ pub(crate) fn unpair(word: u32) -> [f32; 2] {
 pub(crate) fn pack_panels(cpu: &Cpu, pairs: &mut [u32], panels: &[f32], cols: usize) {
     assert!(cols.is_multiple_of(2), "pairs of {cols} inputs");
     assert_eq!(2 * pairs.len(), panels.len(), "bf16: half as many words");
-    // Panels follow one another without a gap and hold whole pairs, so their borders do not matter.
-    const CHUNK: usize = 256 * LANES;
-    let pairs = SharedMut::new(pairs);
-    cpu.for_each(panels.len().div_ceil(2 * CHUNK), |task| {
-        let range = task * CHUNK..(panels.len() / 2).min((task + 1) * CHUNK);
-        // SAFETY: chunks of different tasks do not overlap.
-        let pairs = unsafe { pairs.slice(range.clone()) };
-        pair_lanes(cpu.isa(), pairs, &panels[2 * range.start..2 * range.end]);
+    // Panels follow one another without a gap and hold whole lines of pairs, so their borders do not matter.
+    cpu.for_each_chunk(pairs, CHUNK, |task, pairs| {
+        pair_lanes(cpu.isa(), pairs, &panels[2 * task * CHUNK..][..2 * pairs.len()]);
     });
 }
 
@@ -92,7 +87,7 @@ vectorized! {
     }
 }
 
-/// Floats that a thread rounds or widens at a time.
+/// Numbers that a thread rounds or widens at a time: whole lines of pairs.
 const CHUNK: usize = 1 << 14;
 
 /// Keeps `x` rounded, two numbers in the place of one; `x` itself is rounded too if it is to be used so.

@@ -43,7 +43,7 @@ pub enum Isa {
     Avx512Bf16,
 }
 
-/// What matrix products are computed in. Sums, and everything else, are f32 in both.
+/// What matrix products are computed in. Sums are f32 in both.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precision {
     /// Factors in f32.

@@ -552,80 +552,37 @@ mod x86 {
         }
     }
 
-    /// # Safety
-    ///
-    /// As [`super::Isa::product`], on a machine with these instructions.
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub(super) unsafe fn product_avx512_bf16(
-        c: *mut f32,
-        c_stride: usize,
-        a: A,
-        b: *const f32,
-        b_stride: usize,
-        m: usize,
-        lanes: usize,
-        k: usize,
-        init: Init,
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { super::product::<Pairs, 12, 2>(c, c_stride, a, b, b_stride, m, lanes, k, init) }
+    /// Compiles [`super::product`] for some vectors, with the instructions that they need.
+    macro_rules! compiled {
+        ($($name:ident: $vector:ty, $rows:literal rows of $vectors:literal, $features:literal;)*) => {$(
+            /// # Safety
+            ///
+            /// As [`super::Isa::product`], on a machine with these instructions.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name(
+                c: *mut f32,
+                c_stride: usize,
+                a: A,
+                b: *const f32,
+                b_stride: usize,
+                m: usize,
+                lanes: usize,
+                k: usize,
+                init: Init,
+            ) {
+                // SAFETY: the caller's promises.
+                unsafe {
+                    super::product::<$vector, $rows, $vectors>(c, c_stride, a, b, b_stride, m, lanes, k, init)
+                }
+            }
+        )*};
     }
 
-    /// # Safety
-    ///
-    /// As [`super::Isa::product`], on a machine with these instructions.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn product_avx2_bf16(
-        c: *mut f32,
-        c_stride: usize,
-        a: A,
-        b: *const f32,
-        b_stride: usize,
-        m: usize,
-        lanes: usize,
-        k: usize,
-        init: Init,
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { super::product::<PlainPairs, 4, 1>(c, c_stride, a, b, b_stride, m, lanes, k, init) }
-    }
-
-    /// # Safety
-    ///
-    /// As [`super::Isa::product`], on a machine with these instructions.
-    #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
-    pub(super) unsafe fn product_avx512(
-        c: *mut f32,
-        c_stride: usize,
-        a: A,
-        b: *const f32,
-        b_stride: usize,
-        m: usize,
-        lanes: usize,
-        k: usize,
-        init: Init,
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { super::product::<__m512, 12, 2>(c, c_stride, a, b, b_stride, m, lanes, k, init) }
-    }
-
-    /// # Safety
-    ///
-    /// As [`super::Isa::product`], on a machine with these instructions.
-    #[target_feature(enable = "avx2,fma")]
-    pub(super) unsafe fn product_avx2(
-        c: *mut f32,
-        c_stride: usize,
-        a: A,
-        b: *const f32,
-        b_stride: usize,
-        m: usize,
-        lanes: usize,
-        k: usize,
-        init: Init,
-    ) {
-        // SAFETY: the caller's promises.
-        unsafe { super::product::<__m256, 6, 2>(c, c_stride, a, b, b_stride, m, lanes, k, init) }
+    compiled! {
+        product_avx512_bf16: Pairs, 12 rows of 2, "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma";
+        product_avx2_bf16: PlainPairs, 4 rows of 1, "avx2,fma";
+        product_avx512: __m512, 12 rows of 2, "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma";
+        product_avx2: __m256, 6 rows of 2, "avx2,fma";
     }
 }
 
