@@ -2,7 +2,7 @@
 //!
 //! Not here: rendering messages to text (the model's chat template does that).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 use crate::error::{Place, RowsError};
@@ -10,7 +10,7 @@ use crate::show::{kind_of, nearest, one_of, quoted};
 
 /// A prompt, a response or a whole conversation. Within one row either every text is plain or every text is
 /// messages.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum Text {
     /// Text that is tokenised as it stands.
@@ -20,7 +20,7 @@ pub enum Text {
 }
 
 /// One message of a conversation. It serialises to the object it was read from.
-#[derive(Clone, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Message {
     /// Who speaks: one of [`Message::ROLES`].
     pub role: String,

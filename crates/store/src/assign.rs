@@ -1,0 +1,809 @@
+//! Who is shown what, and when.
+//!
+//! [`Store::next`] hands out a *lease* in one transaction: it frees leases that ran out, looks for a comparison with `served < wanted` that
+//! this annotator has not had, and raises `served` with the lease. Since all changes go through one writer, `served` (judgements
+//! plus live leases) never exceeds `wanted`, whatever the number of annotators. A skip or a flag gives its place back. An annotator who asks
+//! again while holding a lease gets the same comparison, so a reloaded page loses nothing.
+//!
+//! **Which.** The category that this annotator has been shown least; in it, first a comparison that others have begun (so that overlaps fill
+//! and agreement is known early), else a fresh one. A fresh one is chosen evenly at random, or, where scores are set and with
+//! probability `1 - random_share`, evenly among the `score_pool` highest scores. The probability of that choice (given the category) is
+//! kept with the comparison and stamped on each of its votes:
+//!
+//! ```text
+//! propensity = random_share / fresh + (1 - random_share) * [in the pool] / pool        (1 / fresh where nothing has a score)
+//! ```
+//!
+//! **Sides.** For each annotator and each contest (a pair of models) it is counted how often the first model was on the left. A count that is
+//! two out is corrected; otherwise the comparison's own count is, then the annotator's; otherwise a coin decides. So no annotator's
+//! count ever leaves -2..2. The side shown is recorded with the assignment and the vote.
+//!
+//! **Calibration and repeats** are mixed in unannounced, by the policy's shares; a repeat is an own earlier vote's comparison with its sides
+//! swapped. Neither counts towards `wanted`.
+//!
+//! Not here: what the answers mean (`vote`), who is qualified by what (`calibration`).
+
+use serde::{Deserialize, Serialize};
+use sqlx::AnyConnection;
+use sqlx::any::AnyRow;
+
+use polity_stats::Stream;
+
+use crate::account;
+use crate::answer::Answer;
+use crate::calibration;
+use crate::db::Store;
+use crate::error::{Doing, Result, StoreError};
+use crate::project::{self, Policy};
+use crate::rubric;
+use crate::sql::Columns;
+
+/// Comparisons that others have begun are looked through this far from a random place before a fresh one is taken, so
+/// that the time does not grow with what the annotator has already had.
+const BEGUN_LOOKED_AT: i64 = 256;
+
+/// Why an annotator is shown a comparison.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Kind {
+    /// For its own sake.
+    Work,
+    /// Because its answer is known.
+    Calibration,
+    /// To see whether the annotator answers the same again.
+    Repeat,
+}
+
+impl Kind {
+    /// As stored.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Work => "work",
+            Kind::Calibration => "calibration",
+            Kind::Repeat => "repeat",
+        }
+    }
+
+    pub(crate) fn parse(name: &str) -> Result<Kind> {
+        [Kind::Work, Kind::Calibration, Kind::Repeat]
+            .into_iter()
+            .find(|kind| kind.name() == name)
+            .ok_or_else(|| StoreError::Damaged { place: "a vote's kind".into(), found: format!("`{name}`") })
+    }
+}
+
+/// A comparison in someone's hands. What kind it is must not be shown to them.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Assignment {
+    /// Its number.
+    pub id: i64,
+    /// Whose.
+    pub annotator_id: String,
+    /// What to compare.
+    pub comparison_id: String,
+    /// Why.
+    pub kind: Kind,
+    /// The response to show on the left.
+    pub left_response: String,
+    /// The response to show on the right.
+    pub right_response: String,
+    /// The rubric to judge by.
+    pub rubric_version: i64,
+    /// `live`, `voted`, `expired` or `released`.
+    pub state: String,
+    /// Since when.
+    pub served_ms: i64,
+    /// Until when it is reserved.
+    pub expires_ms: i64,
+}
+
+/// What there is to do.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Next {
+    /// This comparison.
+    Assignment(Assignment),
+    /// Nothing for this annotator now.
+    Nothing(Nothing),
+}
+
+/// Why there is nothing to do.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(tag = "reason", rename_all = "snake_case")]
+pub enum Nothing {
+    /// Too many known comparisons were answered wrong.
+    NotQualified {
+        /// Answered under this rubric version.
+        answered: i64,
+        /// Right ones among them.
+        right: i64,
+    },
+    /// Everything left is in others' hands or has been answered by this annotator; `open` comparisons still want judgements.
+    NothingLeft {
+        /// Fresh and open comparisons in the project.
+        open: i64,
+        /// When the first lease of others runs out, if there is one.
+        next_lease_ends_ms: Option<i64>,
+    },
+}
+
+impl Store {
+    /// The next comparison for an annotator; asking again while one is in hand returns the same, with its time renewed.
+    pub async fn next(&self, annotator_id: &str, now_ms: i64) -> Result<Next> {
+        let (annotator, seed) = (annotator_id.to_owned(), self.random());
+        self.write(move |connection| {
+            Box::pin(async move { next(connection, &annotator, seed, now_ms).await })
+        })
+        .await
+    }
+
+    /// Gives a comparison back unanswered.
+    pub async fn release(&self, annotator_id: &str, assignment_id: i64) -> Result<()> {
+        let annotator = annotator_id.to_owned();
+        self.write(move |connection| {
+            Box::pin(async move {
+                let assignment = assignment(connection, assignment_id).await?;
+                if assignment.annotator_id != annotator {
+                    return Err(StoreError::not_found("assignment", assignment_id.to_string()));
+                }
+                if assignment.state == "live" {
+                    end_lease(connection, &assignment, "released").await?;
+                }
+                Ok(())
+            })
+        })
+        .await
+    }
+
+    /// An assignment of this annotator.
+    pub async fn assignment(&self, annotator_id: &str, assignment_id: i64) -> Result<Assignment> {
+        let annotator = annotator_id.to_owned();
+        self.read(move |connection| {
+            Box::pin(async move {
+                let assignment = assignment(connection, assignment_id).await?;
+                match assignment.annotator_id == annotator {
+                    true => Ok(assignment),
+                    false => Err(StoreError::not_found("assignment", assignment_id.to_string())),
+                }
+            })
+        })
+        .await
+    }
+
+    /// Frees the leases that have run out; [`Store::next`] does so too. Returns how many.
+    pub async fn expire_leases(&self, now_ms: i64) -> Result<usize> {
+        self.write(move |connection| Box::pin(async move { expire(connection, now_ms).await })).await
+    }
+
+    /// Closes a comparison to annotators, or queues it again (a held one after review, too).
+    pub async fn set_queued(&self, comparison_id: &str, queued: bool) -> Result<()> {
+        let id = comparison_id.to_owned();
+        self.write(move |connection| {
+            Box::pin(async move {
+                let counts = counts_of(connection, &id).await?;
+                if counts.state == "gold" {
+                    return Err(StoreError::refused(
+                        format!("queueing comparison {id}"),
+                        "it has a known answer; retire it from calibration first",
+                    ));
+                }
+                let state = match (queued, counts.served < counts.wanted) {
+                    (false, _) => "closed",
+                    (true, true) => "open",
+                    (true, false) => "full",
+                };
+                set_counts(connection, &id, &counts, counts.served, state).await
+            })
+        })
+        .await
+    }
+}
+
+async fn next(connection: &mut AnyConnection, annotator_id: &str, seed: u64, now_ms: i64) -> Result<Next> {
+    account::annotator(connection, annotator_id).await?;
+    expire(connection, now_ms).await?;
+    let policy = project::project(connection).await?.policy;
+    let expires_ms = now_ms.saturating_add(policy.lease_ms);
+    if let Some(held) = live(connection, annotator_id).await? {
+        sqlx::query("UPDATE assignment SET expires_ms = $1 WHERE id = $2")
+            .bind(expires_ms)
+            .bind(held.id)
+            .execute(connection)
+            .await
+            .doing("renew a lease")?;
+        return Ok(Next::Assignment(Assignment { expires_ms, ..held }));
+    }
+    let mut picker = Picker {
+        connection,
+        annotator_id,
+        policy: &policy,
+        stream: Stream::new(seed, "next", 0),
+        rubric_version: 0,
+        now_ms,
+        expires_ms,
+    };
+    picker.rubric_version = rubric::current_version(picker.connection).await?;
+
+    let standing = calibration::standing(picker.connection, annotator_id).await?;
+    if policy.calibration_first > 0 && standing.answered < policy.calibration_first {
+        if let Some(given) = picker.calibration(standing.round).await? {
+            return Ok(Next::Assignment(given));
+        }
+        // With no known comparison left there is nothing to be qualified by: the project has too few of them.
+    } else if policy.calibration_first > 0 && !standing.passes(policy.calibration_pass) {
+        // Another try with what is left; none left means not qualified.
+        return match picker.calibration(standing.round).await? {
+            Some(given) => Ok(Next::Assignment(given)),
+            None => {
+                let (answered, right) = (standing.answered, standing.right);
+                Ok(Next::Nothing(Nothing::NotQualified { answered, right }))
+            }
+        };
+    }
+    let u = picker.stream.unit();
+    if u < policy.calibration_share {
+        if let Some(given) = picker.calibration(standing.round).await? {
+            return Ok(Next::Assignment(given));
+        }
+    } else if u < policy.calibration_share + policy.repeat_share
+        && let Some(given) = picker.repeat().await?
+    {
+        return Ok(Next::Assignment(given));
+    }
+    match picker.work().await? {
+        Some(given) => Ok(Next::Assignment(given)),
+        None => nothing_left(picker.connection).await.map(Next::Nothing),
+    }
+}
+
+async fn nothing_left(connection: &mut AnyConnection) -> Result<Nothing> {
+    let open = sqlx::query("SELECT CAST(COALESCE(SUM(fresh + open), 0) AS BIGINT) AS n FROM category_queue")
+        .fetch_one(&mut *connection)
+        .await
+        .doing("count what is open")?
+        .int("n")?;
+    let next_lease_ends_ms =
+        sqlx::query("SELECT MIN(expires_ms) AS at_ms FROM assignment WHERE state = 'live'")
+            .fetch_one(connection)
+            .await
+            .doing("look for leases")?
+            .int_or_null("at_ms")?;
+    Ok(Nothing::NothingLeft { open, next_lease_ends_ms })
+}
+
+/// The search for one annotator's next comparison.
+struct Picker<'c> {
+    connection: &'c mut AnyConnection,
+    annotator_id: &'c str,
+    policy: &'c Policy,
+    stream: Stream,
+    rubric_version: i64,
+    now_ms: i64,
+    expires_ms: i64,
+}
+
+impl Picker<'_> {
+    async fn work(&mut self) -> Result<Option<Assignment>> {
+        let rows = sqlx::query(
+            "SELECT q.category, q.fresh, COALESCE(t.served, 0) AS served FROM category_queue q \
+             LEFT JOIN category_tally t ON t.category = q.category AND t.annotator_id = $1 \
+             WHERE q.fresh + q.open > 0 ORDER BY COALESCE(t.served, 0), q.category",
+        )
+        .bind(self.annotator_id.to_owned())
+        .fetch_all(&mut *self.connection)
+        .await
+        .doing("look at the queue")?;
+        let mut categories = Vec::with_capacity(rows.len());
+        for row in &rows {
+            // Chance decides between categories that were shown equally often.
+            categories.push((
+                row.int("served")?,
+                self.stream.next_u64(),
+                row.text("category")?,
+                row.int("fresh")?,
+            ));
+        }
+        categories.sort();
+        for (_, _, category, fresh) in categories {
+            let found = match self.begun(&category, Some(BEGUN_LOOKED_AT)).await? {
+                Some(id) => Some(id),
+                None => match self.fresh(&category, fresh).await? {
+                    Some(id) => Some(id),
+                    None => self.begun(&category, None).await?,
+                },
+            };
+            if let Some(id) = found {
+                return self.give_work(&id, &category).await.map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A comparison that others have begun and this annotator has not had, from a random place on.
+    async fn begun(&mut self, category: &str, looked_at: Option<i64>) -> Result<Option<String>> {
+        let start = (self.stream.next_u64() >> 1) as i64;
+        for sql in [
+            "SELECT c.id FROM (SELECT id, shuffle FROM comparison WHERE state = 'open' AND category = $1 AND shuffle >= $2 \
+                               ORDER BY shuffle LIMIT $3) c \
+             WHERE NOT EXISTS (SELECT 1 FROM assignment a WHERE a.comparison_id = c.id AND a.annotator_id = $4 \
+                               AND a.kind = 'work' AND a.state IN ('live', 'voted')) \
+             ORDER BY c.shuffle LIMIT 1",
+            "SELECT c.id FROM (SELECT id, shuffle FROM comparison WHERE state = 'open' AND category = $1 AND shuffle < $2 \
+                               ORDER BY shuffle LIMIT $3) c \
+             WHERE NOT EXISTS (SELECT 1 FROM assignment a WHERE a.comparison_id = c.id AND a.annotator_id = $4 \
+                               AND a.kind = 'work' AND a.state IN ('live', 'voted')) \
+             ORDER BY c.shuffle LIMIT 1",
+        ] {
+            let row = sqlx::query(sql)
+                .bind(category.to_owned())
+                .bind(start)
+                .bind(looked_at.unwrap_or(i64::MAX))
+                .bind(self.annotator_id.to_owned())
+                .fetch_optional(&mut *self.connection)
+                .await
+                .doing("look for a begun comparison")?;
+            if let Some(row) = row {
+                return row.text("id").map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    /// A comparison that nobody has been shown; records how it was chosen.
+    async fn fresh(&mut self, category: &str, fresh: i64) -> Result<Option<String>> {
+        let pool = sqlx::query(
+            "SELECT id FROM comparison WHERE state = 'fresh' AND category = $1 AND score IS NOT NULL \
+             ORDER BY score DESC LIMIT $2",
+        )
+        .bind(category.to_owned())
+        .bind(self.policy.score_pool)
+        .fetch_all(&mut *self.connection)
+        .await
+        .doing("look for high scores")?;
+        let pool: Vec<String> = pool.iter().map(|row| row.text("id")).collect::<Result<_>>()?;
+        let by_score = !pool.is_empty() && self.stream.unit() >= self.policy.random_share;
+        let id = match by_score {
+            true => Some(pool[self.stream.below(pool.len())].clone()),
+            false => self.random_fresh(category).await?,
+        };
+        let Some(id) = id else { return Ok(None) };
+        let random_share = if pool.is_empty() { 1.0 } else { self.policy.random_share };
+        let in_pool = if pool.contains(&id) { (1.0 - random_share) / pool.len() as f64 } else { 0.0 };
+        sqlx::query("UPDATE comparison SET chosen_by = $1, propensity = $2 WHERE id = $3")
+            .bind(if by_score { "score" } else { "random" })
+            .bind(random_share / fresh as f64 + in_pool)
+            .bind(id.clone())
+            .execute(&mut *self.connection)
+            .await
+            .doing("record the choice")?;
+        Ok(Some(id))
+    }
+
+    /// Evenly at random: the first in the fixed shuffled order after a random place. The order was drawn without regard to
+    /// the comparisons, so over both draws each is as likely as any other.
+    async fn random_fresh(&mut self, category: &str) -> Result<Option<String>> {
+        let start = (self.stream.next_u64() >> 1) as i64;
+        for sql in [
+            "SELECT id FROM comparison WHERE state = 'fresh' AND category = $1 AND shuffle >= $2 ORDER BY shuffle LIMIT 1",
+            "SELECT id FROM comparison WHERE state = 'fresh' AND category = $1 AND shuffle < $2 ORDER BY shuffle LIMIT 1",
+        ] {
+            let row = sqlx::query(sql)
+                .bind(category.to_owned())
+                .bind(start)
+                .fetch_optional(&mut *self.connection)
+                .await
+                .doing("look for a fresh comparison")?;
+            if let Some(row) = row {
+                return row.text("id").map(Some);
+            }
+        }
+        Ok(None)
+    }
+
+    async fn give_work(&mut self, id: &str, category: &str) -> Result<Assignment> {
+        let counts = counts_of(self.connection, id).await?;
+        let served = counts.served + 1;
+        let state = if served >= counts.wanted { "full" } else { "open" };
+        set_counts(self.connection, id, &counts, served, state).await?;
+        sqlx::query(
+            "INSERT INTO category_tally(annotator_id, category, served) VALUES ($1, $2, 1) \
+             ON CONFLICT (annotator_id, category) DO UPDATE SET served = category_tally.served + 1",
+        )
+        .bind(self.annotator_id.to_owned())
+        .bind(category.to_owned())
+        .execute(&mut *self.connection)
+        .await
+        .doing("count what was served")?;
+        self.give(id, Kind::Work, 0, None).await
+    }
+
+    /// A known comparison that this annotator has not answered in this round.
+    async fn calibration(&mut self, round: i64) -> Result<Option<Assignment>> {
+        let rows = sqlx::query(
+            "SELECT k.comparison_id AS id FROM calibration k WHERE k.active = 1 \
+             AND NOT EXISTS (SELECT 1 FROM assignment a WHERE a.comparison_id = k.comparison_id AND a.annotator_id = $1 \
+                             AND a.kind = 'calibration' AND a.round = $2 AND a.state IN ('live', 'voted')) \
+             ORDER BY k.comparison_id",
+        )
+        .bind(self.annotator_id.to_owned())
+        .bind(round)
+        .fetch_all(&mut *self.connection)
+        .await
+        .doing("look for a known comparison")?;
+        if rows.is_empty() {
+            return Ok(None);
+        }
+        let id = rows[self.stream.below(rows.len())].text("id")?;
+        self.give(&id, Kind::Calibration, round, None).await.map(Some)
+    }
+
+    /// The annotator's oldest judgement that has not been repeated and lies far enough back, sides swapped.
+    async fn repeat(&mut self) -> Result<Option<Assignment>> {
+        let row = sqlx::query(
+            "SELECT v.comparison_id AS id, v.left_response FROM effective_vote v \
+             WHERE v.annotator_id = $1 AND v.kind = 'work' AND v.overall NOT IN ('skip', 'flag') AND v.assignment_id IS NOT NULL \
+               AND (SELECT COUNT(*) FROM (SELECT 1 AS one FROM vote w WHERE w.annotator_id = $1 AND w.seq > v.seq LIMIT $2) x) >= $2 \
+               AND NOT EXISTS (SELECT 1 FROM assignment a WHERE a.annotator_id = $1 AND a.comparison_id = v.comparison_id \
+                               AND a.kind = 'repeat' AND a.state IN ('live', 'voted')) \
+             ORDER BY v.seq LIMIT 1",
+        )
+        .bind(self.annotator_id.to_owned())
+        .bind(self.policy.repeat_gap)
+        .fetch_optional(&mut *self.connection)
+        .await
+        .doing("look for a vote to repeat")?;
+        match row {
+            Some(row) => {
+                let (id, left_before) = (row.text("id")?, row.text("left_response")?);
+                self.give(&id, Kind::Repeat, 1, Some(&left_before)).await.map(Some)
+            }
+            None => Ok(None),
+        }
+    }
+
+    /// Makes the assignment. `left_before` asks for the other side than that time; otherwise sides are balanced.
+    async fn give(
+        &mut self,
+        id: &str,
+        kind: Kind,
+        round: i64,
+        left_before: Option<&str>,
+    ) -> Result<Assignment> {
+        let row =
+            sqlx::query("SELECT response_a, response_b, contest, a_is_first FROM comparison WHERE id = $1")
+                .bind(id.to_owned())
+                .fetch_one(&mut *self.connection)
+                .await
+                .doing("read a comparison")?;
+        let (a, b) = (row.text("response_a")?, row.text("response_b")?);
+        let a_left = match left_before {
+            Some(left_before) => left_before != a,
+            None => self.balanced_side(id, &row).await?,
+        };
+        let (left, right) = if a_left { (a, b) } else { (b, a) };
+        let number = sqlx::query("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM assignment")
+            .fetch_one(&mut *self.connection)
+            .await
+            .doing("number an assignment")?
+            .int("id")?;
+        sqlx::query(
+            "INSERT INTO assignment(id, annotator_id, comparison_id, kind, round, left_response, rubric_version, state, served_ms, \
+             expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, 'live', $8, $9)",
+        )
+        .bind(number)
+        .bind(self.annotator_id.to_owned())
+        .bind(id.to_owned())
+        .bind(kind.name())
+        .bind(round)
+        .bind(left.clone())
+        .bind(self.rubric_version)
+        .bind(self.now_ms)
+        .bind(self.expires_ms)
+        .execute(&mut *self.connection)
+        .await
+        .doing("hand out a comparison")?;
+        Ok(Assignment {
+            id: number,
+            annotator_id: self.annotator_id.to_owned(),
+            comparison_id: id.to_owned(),
+            kind,
+            left_response: left,
+            right_response: right,
+            rubric_version: self.rubric_version,
+            state: "live".to_owned(),
+            served_ms: self.now_ms,
+            expires_ms: self.expires_ms,
+        })
+    }
+
+    /// Whether `a` goes on the left.
+    async fn balanced_side(&mut self, id: &str, comparison: &AnyRow) -> Result<bool> {
+        let (contest, a_is_first) = (comparison.text("contest")?, comparison.yes("a_is_first")?);
+        let own = sqlx::query("SELECT first_left FROM side_balance WHERE annotator_id = $1 AND contest = $2")
+            .bind(self.annotator_id.to_owned())
+            .bind(contest.clone())
+            .fetch_optional(&mut *self.connection)
+            .await
+            .doing("read the balance of sides")?
+            .map_or(Ok(0), |row| row.int("first_left"))?;
+        let a_left = sqlx::query(
+            "SELECT CAST(COALESCE(SUM(CASE WHEN left_response = $1 THEN 1 ELSE -1 END), 0) AS BIGINT) AS n FROM assignment \
+             WHERE comparison_id = $2 AND state IN ('live', 'voted')",
+        )
+        .bind(comparison.text("response_a")?)
+        .bind(id.to_owned())
+        .fetch_one(&mut *self.connection)
+        .await
+        .doing("read the balance of sides")?
+        .int("n")?;
+        let comparisons = if a_is_first { a_left } else { -a_left };
+        let first_left = match (own, comparisons) {
+            (2.., _) => false,
+            (..=-2, _) => true,
+            (_, 1..) => false,
+            (_, ..=-1) => true,
+            (1, 0) => false,
+            (-1, 0) => true,
+            (_, 0) => self.stream.below(2) == 0,
+        };
+        let step = if first_left { 1 } else { -1 };
+        sqlx::query(
+            "INSERT INTO side_balance(annotator_id, contest, first_left) VALUES ($1, $2, $3) \
+             ON CONFLICT (annotator_id, contest) DO UPDATE SET first_left = side_balance.first_left + $3",
+        )
+        .bind(self.annotator_id.to_owned())
+        .bind(contest)
+        .bind(step)
+        .execute(&mut *self.connection)
+        .await
+        .doing("count the sides")?;
+        Ok(first_left == a_is_first)
+    }
+}
+
+const ASSIGNMENT: &str = "SELECT a.*, CASE WHEN a.left_response = c.response_a THEN c.response_b ELSE c.response_a END AS right_response \
+     FROM assignment a JOIN comparison c ON c.id = a.comparison_id ";
+
+fn assignment_from(row: &AnyRow) -> Result<Assignment> {
+    Ok(Assignment {
+        id: row.int("id")?,
+        annotator_id: row.text("annotator_id")?,
+        comparison_id: row.text("comparison_id")?,
+        kind: Kind::parse(&row.text("kind")?)?,
+        left_response: row.text("left_response")?,
+        right_response: row.text("right_response")?,
+        rubric_version: row.int("rubric_version")?,
+        state: row.text("state")?,
+        served_ms: row.int("served_ms")?,
+        expires_ms: row.int("expires_ms")?,
+    })
+}
+
+pub(crate) async fn assignment(connection: &mut AnyConnection, id: i64) -> Result<Assignment> {
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!("{ASSIGNMENT} WHERE a.id = $1")))
+        .bind(id)
+        .fetch_optional(connection)
+        .await
+        .doing("find an assignment")?;
+    assignment_from(&row.ok_or_else(|| StoreError::not_found("assignment", id.to_string()))?)
+}
+
+async fn live(connection: &mut AnyConnection, annotator_id: &str) -> Result<Option<Assignment>> {
+    let row = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "{ASSIGNMENT} WHERE a.annotator_id = $1 AND a.state = 'live' ORDER BY a.id DESC LIMIT 1"
+    )))
+    .bind(annotator_id.to_owned())
+    .fetch_optional(connection)
+    .await
+    .doing("look for a lease")?;
+    row.as_ref().map(assignment_from).transpose()
+}
+
+/// Whether an assignment holds one of its comparison's places: a live lease does, or a judgement as the last answer.
+pub(crate) fn counts(assignment: &Assignment, last_answer: Option<Answer>) -> bool {
+    assignment.kind == Kind::Work
+        && match assignment.state.as_str() {
+            "live" => true,
+            "voted" => last_answer.is_some_and(Answer::is_judgement),
+            _ => false,
+        }
+}
+
+/// Books an answer: the assignment is voted, and holds a place if the answer is a judgement. `counted` is whether it holds one now.
+pub(crate) async fn answered(
+    connection: &mut AnyConnection,
+    assignment: &Assignment,
+    counted: bool,
+    answer: Answer,
+    now_ms: i64,
+) -> Result<()> {
+    if matches!(assignment.state.as_str(), "expired" | "released") {
+        // The comparison may have gone to the same annotator again, under another number.
+        let again = sqlx::query(
+            "SELECT COUNT(*) AS n FROM assignment WHERE annotator_id = $1 AND comparison_id = $2 AND kind = $3 \
+             AND state IN ('live', 'voted') AND id <> $4",
+        )
+        .bind(assignment.annotator_id.clone())
+        .bind(assignment.comparison_id.clone())
+        .bind(assignment.kind.name())
+        .bind(assignment.id)
+        .fetch_one(&mut *connection)
+        .await
+        .doing("look for a later lease")?
+        .int("n")?;
+        if again > 0 {
+            return Err(StoreError::LeaseLost);
+        }
+    }
+    if assignment.kind == Kind::Work {
+        let place = answer.is_judgement();
+        take_place(connection, &assignment.comparison_id, counted, place).await?;
+    }
+    set_assignment(connection, assignment.id, "voted", now_ms.max(assignment.served_ms)).await
+}
+
+/// Hands an answered assignment out again, and gives back whatever else the annotator holds.
+pub(crate) async fn reopen(
+    connection: &mut AnyConnection,
+    assignment: &Assignment,
+    counted: bool,
+    now_ms: i64,
+    lease_ms: i64,
+) -> Result<()> {
+    if let Some(held) = live(connection, &assignment.annotator_id).await? {
+        end_lease(connection, &held, "released").await?;
+    }
+    if assignment.kind == Kind::Work {
+        take_place(connection, &assignment.comparison_id, counted, true).await?;
+    }
+    set_assignment(connection, assignment.id, "live", now_ms.saturating_add(lease_ms)).await
+}
+
+/// Takes a place at a comparison or gives it back, from whether one is held to whether one is wanted.
+async fn take_place(connection: &mut AnyConnection, id: &str, held: bool, wanted: bool) -> Result<()> {
+    let counts = counts_of(connection, id).await?;
+    let served = match (held, wanted) {
+        (true, true) | (false, false) => return Ok(()),
+        (false, true) if counts.served >= counts.wanted => return Err(StoreError::LeaseLost),
+        (false, true) => counts.served + 1,
+        (true, false) => counts.served - 1,
+    };
+    let state = match counts.state.as_str() {
+        "fresh" | "open" | "full" if served >= counts.wanted => "full",
+        "fresh" | "open" | "full" => "open",
+        other => other,
+    };
+    set_counts(connection, id, &counts, served, state).await
+}
+
+async fn set_assignment(
+    connection: &mut AnyConnection,
+    id: i64,
+    state: &'static str,
+    expires_ms: i64,
+) -> Result<()> {
+    sqlx::query("UPDATE assignment SET state = $1, expires_ms = $2 WHERE id = $3")
+        .bind(state)
+        .bind(expires_ms)
+        .bind(id)
+        .execute(connection)
+        .await
+        .doing("book an answer")
+        .map(|_| ())
+}
+
+async fn expire(connection: &mut AnyConnection, now_ms: i64) -> Result<usize> {
+    let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
+        "{ASSIGNMENT} WHERE a.state = 'live' AND a.expires_ms <= $1 ORDER BY a.id"
+    )))
+    .bind(now_ms)
+    .fetch_all(&mut *connection)
+    .await
+    .doing("look for leases that ran out")?;
+    for row in &rows {
+        end_lease(connection, &assignment_from(row)?, "expired").await?;
+    }
+    Ok(rows.len())
+}
+
+async fn end_lease(
+    connection: &mut AnyConnection,
+    assignment: &Assignment,
+    state: &'static str,
+) -> Result<()> {
+    set_assignment(connection, assignment.id, state, assignment.expires_ms).await?;
+    match assignment.kind {
+        Kind::Work => take_place(connection, &assignment.comparison_id, true, false).await,
+        Kind::Calibration | Kind::Repeat => Ok(()),
+    }
+}
+
+/// What the queue knows of a comparison.
+pub(crate) struct Counts {
+    category: String,
+    state: String,
+    served: i64,
+    wanted: i64,
+}
+
+pub(crate) async fn counts_of(connection: &mut AnyConnection, id: &str) -> Result<Counts> {
+    let row = sqlx::query("SELECT category, state, served, wanted FROM comparison WHERE id = $1")
+        .bind(id.to_owned())
+        .fetch_optional(connection)
+        .await
+        .doing("read a comparison")?
+        .ok_or_else(|| StoreError::not_found("comparison", id))?;
+    Ok(Counts {
+        category: row.text("category")?,
+        state: row.text("state")?,
+        served: row.int("served")?,
+        wanted: row.int("wanted")?,
+    })
+}
+
+/// Changes a comparison's place in the queue and the queue's counts with it.
+pub(crate) async fn set_counts(
+    connection: &mut AnyConnection,
+    id: &str,
+    before: &Counts,
+    served: i64,
+    state: &str,
+) -> Result<()> {
+    sqlx::query("UPDATE comparison SET served = $1, state = $2 WHERE id = $3")
+        .bind(served)
+        .bind(state.to_owned())
+        .bind(id.to_owned())
+        .execute(&mut *connection)
+        .await
+        .doing("change a comparison's state")?;
+    let is = |name: &str, state: &str| i64::from(name == state);
+    let fresh = is("fresh", state) - is("fresh", &before.state);
+    let open = is("open", state) - is("open", &before.state);
+    if (fresh, open) == (0, 0) {
+        return Ok(());
+    }
+    sqlx::query("UPDATE category_queue SET fresh = fresh + $1, open = open + $2 WHERE category = $3")
+        .bind(fresh)
+        .bind(open)
+        .bind(before.category.clone())
+        .execute(connection)
+        .await
+        .doing("count the queue")
+        .map(|_| ())
+}
+
+/// How a comparison was chosen, and with which probability.
+pub(crate) async fn selection(connection: &mut AnyConnection, id: &str) -> Result<Option<(String, f64)>> {
+    let row = sqlx::query("SELECT chosen_by, propensity FROM comparison WHERE id = $1")
+        .bind(id.to_owned())
+        .fetch_one(connection)
+        .await
+        .doing("read a comparison")?;
+    Ok(row.text_or_null("chosen_by")?.zip(row.real_or_null("propensity")?))
+}
+
+/// Holds a comparison back once enough annotators have flagged it.
+pub(crate) async fn hold_if_flagged(connection: &mut AnyConnection, id: &str) -> Result<()> {
+    let policy = project::project(connection).await?.policy;
+    let flags =
+        sqlx::query("SELECT COUNT(*) AS n FROM effective_vote WHERE comparison_id = $1 AND overall = 'flag'")
+            .bind(id.to_owned())
+            .fetch_one(&mut *connection)
+            .await
+            .doing("count flags")?
+            .int("n")?;
+    let counts = counts_of(connection, id).await?;
+    if flags >= policy.flags_hold && matches!(counts.state.as_str(), "fresh" | "open" | "full") {
+        set_counts(connection, id, &counts, counts.served, "held").await?;
+    }
+    Ok(())
+}
+
+/// Changes the state alone.
+pub(crate) async fn set_counts_state(
+    connection: &mut AnyConnection,
+    id: &str,
+    before: &Counts,
+    state: &str,
+) -> Result<()> {
+    set_counts(connection, id, before, before.served, state).await
+}
