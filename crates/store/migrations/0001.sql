@@ -237,5 +237,6 @@ CREATE TABLE dataset_row (
   grade_sum BIGINT NOT NULL,
   adjudicated TEXT,
   probability DOUBLE PRECISION,
+  chain TEXT NOT NULL,
   PRIMARY KEY (dataset, idx)
 );

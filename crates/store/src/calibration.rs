@@ -105,14 +105,7 @@ impl Store {
                     .await
                     .doing("list known comparisons")?
                     .iter()
-                    .map(|row| {
-                        Ok(CalibrationItem {
-                            comparison_id: row.text("comparison_id")?,
-                            expected: row.text("expected")?.parse()?,
-                            explanation: row.text("explanation")?,
-                            active: row.yes("active")?,
-                        })
-                    })
+                    .map(item_from)
                     .collect()
             })
         })
@@ -156,6 +149,15 @@ impl Store {
         })
         .await
     }
+}
+
+pub(crate) fn item_from(row: &sqlx::any::AnyRow) -> Result<CalibrationItem> {
+    Ok(CalibrationItem {
+        comparison_id: row.text("comparison_id")?,
+        expected: row.text("expected")?.parse()?,
+        explanation: row.text("explanation")?,
+        active: row.yes("active")?,
+    })
 }
 
 fn is_right(row: &sqlx::any::AnyRow) -> Result<bool> {

@@ -10,6 +10,8 @@
 //!
 //! Not here: files (`import`), who is shown what (`assign`).
 
+use std::collections::HashMap;
+
 use polity_rows::Text;
 use serde::{Deserialize, Serialize};
 use sqlx::AnyConnection;
@@ -405,9 +407,15 @@ pub(crate) async fn add_material(
     added.prompts_known = count - added.prompts;
 
     let count = material.responses.len() as u64;
+    let mut known = HashMap::with_capacity(material.responses.len());
     let rows = material.responses.into_iter().map(|response| {
+        let id = response_id(&response.prompt_id, &response.content, &response.model);
+        known.insert(
+            id.clone(),
+            Known { prompt_id: response.prompt_id.clone(), model: response.model.clone() },
+        );
         vec![
-            Cell::Text(response_id(&response.prompt_id, &response.content, &response.model)),
+            Cell::Text(id),
             Cell::Text(response.prompt_id),
             Cell::Text(to_json(&response.content)),
             Cell::Text(response.model),
@@ -433,18 +441,26 @@ pub(crate) async fn add_material(
     added.responses_known = count - added.responses;
 
     let count = material.comparisons.len() as u64;
-    added.comparisons = add_comparisons(connection, material.comparisons, seed, now_ms).await?;
+    added.comparisons = add_comparisons(connection, material.comparisons, known, seed, now_ms).await?;
     added.comparisons_known = count - added.comparisons;
     Ok(added)
+}
+
+/// What a comparison needs to know of its responses.
+struct Known {
+    prompt_id: String,
+    model: String,
 }
 
 async fn add_comparisons(
     connection: &mut AnyConnection,
     comparisons: Vec<NewComparison>,
+    mut known: HashMap<String, Known>,
     seed: u64,
     now_ms: i64,
 ) -> Result<u64> {
     let mut stream = polity_stats::Stream::new(seed, "shuffle", 0);
+    let mut categories: HashMap<String, String> = HashMap::new();
     let mut rows = Vec::with_capacity(comparisons.len());
     for new in comparisons {
         let [one, other] = new.responses;
@@ -456,32 +472,32 @@ async fn add_comparisons(
             ));
         }
         let (a, b) = if one < other { (one, other) } else { (other, one) };
-        let of = |id: &str| {
-            let id = id.to_owned();
-            sqlx::query(
-                "SELECT r.prompt_id, r.model, p.category FROM response r JOIN prompt p ON p.id = r.prompt_id WHERE r.id = $1",
-            )
-            .bind(id)
-        };
-        let row_a = of(&a).fetch_optional(&mut *connection).await.doing("find a response")?;
-        let row_a = row_a.ok_or_else(|| StoreError::not_found("response", a.clone()))?;
-        let row_b = of(&b).fetch_optional(&mut *connection).await.doing("find a response")?;
-        let row_b = row_b.ok_or_else(|| StoreError::not_found("response", b.clone()))?;
-        for row in [&row_a, &row_b] {
-            if row.text("prompt_id")? != new.prompt_id {
+        for response_id in [&a, &b] {
+            if !known.contains_key(response_id) {
+                let response = response(connection, response_id).await?;
+                known.insert(
+                    response.id,
+                    Known { prompt_id: response.prompt_id, model: response.model },
+                );
+            }
+            if known[response_id].prompt_id != new.prompt_id {
                 return Err(StoreError::refused(
                     format!("comparison {id}"),
                     "its responses answer different prompts",
                 ));
             }
         }
-        let (contest, a_is_first) = contest(&row_a.text("model")?, &row_b.text("model")?);
+        if !categories.contains_key(&new.prompt_id) {
+            let prompt = prompt(connection, &new.prompt_id).await?;
+            categories.insert(prompt.id, prompt.category);
+        }
+        let (contest, a_is_first) = contest(&known[&a].model, &known[&b].model);
         rows.push(vec![
             Cell::Text(id),
-            Cell::Text(new.prompt_id),
+            Cell::Text(new.prompt_id.clone()),
             Cell::Text(a),
             Cell::Text(b),
-            Cell::Text(row_a.text("category")?),
+            Cell::Text(categories[&new.prompt_id].clone()),
             Cell::Text(contest),
             Cell::Int(i64::from(a_is_first)),
             Cell::Int((stream.next_u64() >> 1) as i64),

@@ -6,10 +6,11 @@
 //! and a [`LabelRule`]: [`DatasetRow::label`].
 //!
 //! ```text
-//! hash = BLAKE3(header, row_0, row_1, …)          each with its length (8 bytes, little-endian) before it
+//! chain_start = BLAKE3("polity dataset 1", header)
+//! chain_i     = BLAKE3("polity dataset row 1", chain_{i-1}, row_i)       the dataset's hash is the last one
 //! ```
 //!
-//! `header` is the JSON stored with the dataset (name, rules, rubric hash, last vote's number and chain hash, split shares), a row its JSON as
+//! (parts with their lengths before them, see `id`). `header` is the JSON stored with the dataset (name, rules, rubric hash, last vote's number and chain hash, split shares), a row its JSON as
 //! [`DatasetRow::canonical`] writes it. Rows name texts by their content's hash, so the texts are bound too.
 //!
 //! Not here: files (`export`), the reliability model (`polity-stats`; its probabilities are passed in).
@@ -26,6 +27,7 @@ use crate::answer::{Answer, Side};
 use crate::content::{Content, Part};
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
+use crate::id::hash_parts;
 use crate::ledger;
 use crate::project;
 use crate::sql::{Cell, Columns, insert_many};
@@ -211,25 +213,14 @@ impl DatasetRow {
     }
 }
 
-/// The hash of a dataset, row by row.
-pub(crate) struct DatasetHasher(blake3::Hasher);
+/// The chain before the first row of a dataset.
+pub(crate) fn dataset_start(header: &str) -> String {
+    hash_parts("polity dataset 1", &[header])
+}
 
-impl DatasetHasher {
-    pub(crate) fn new(header: &str) -> DatasetHasher {
-        let mut hasher = DatasetHasher(blake3::Hasher::new());
-        hasher.part("polity dataset 1");
-        hasher.part(header);
-        hasher
-    }
-
-    pub(crate) fn part(&mut self, part: &str) {
-        self.0.update(&(part.len() as u64).to_le_bytes());
-        self.0.update(part.as_bytes());
-    }
-
-    pub(crate) fn finish(&self) -> String {
-        self.0.finalize().to_hex().to_string()
-    }
+/// The chain after a row.
+pub(crate) fn dataset_chain(prev: &str, row: &DatasetRow) -> String {
+    hash_parts("polity dataset row 1", &[prev, &row.canonical()])
 }
 
 /// A row with its texts.
@@ -355,15 +346,17 @@ async fn freeze_now(
     let header = header(connection, &freeze).await?;
     let (rows, left_out) = count_votes(connection, &freeze).await?;
 
-    let mut hasher = DatasetHasher::new(&header);
+    let mut chain = dataset_start(&header);
+    let mut chains = Vec::with_capacity(rows.len());
     let mut parts = [0_i64; 3];
     for row in &rows {
-        hasher.part(&row.canonical());
+        chain = dataset_chain(&chain, row);
+        chains.push(chain.clone());
         parts[row.part as usize] += 1;
     }
     let dataset = Dataset {
         name: freeze.name,
-        hash: hasher.finish(),
+        hash: chain,
         header,
         train_rows: parts[Part::Train as usize],
         validation_rows: parts[Part::Validation as usize],
@@ -371,7 +364,7 @@ async fn freeze_now(
         created_by: actor.to_owned(),
         created_ms: now_ms,
     };
-    insert_dataset(connection, &dataset, rows).await?;
+    insert_dataset(connection, &dataset, rows.into_iter().zip(chains)).await?;
     let body = json!({
         "name": dataset.name, "hash": dataset.hash, "train": dataset.train_rows,
         "validation": dataset.validation_rows, "holdout": dataset.holdout_rows,
@@ -429,7 +422,7 @@ async fn count_votes(connection: &mut AnyConnection, freeze: &Freeze) -> Result<
            FROM (SELECT v.comparison_id, v.overall, \
                    (CASE v.overall WHEN 'left3' THEN 3 WHEN 'left2' THEN 2 WHEN 'left1' THEN 1 WHEN 'right1' THEN -1 \
                                    WHEN 'right2' THEN -2 WHEN 'right3' THEN -3 ELSE 0 END) \
-                   * (CASE WHEN v.left_response = k.response_a THEN 1 ELSE -1 END) AS grade \
+                   * (CASE WHEN v.left_response = k.response_b THEN -1 ELSE 1 END) AS grade \
                  FROM effective_vote v JOIN comparison k ON k.id = v.comparison_id \
                  WHERE v.kind = 'work' AND v.overall NOT IN ('skip', 'flag') AND (v.machine = 0 OR $1 = 1)) g \
            GROUP BY g.comparison_id) t \
@@ -480,7 +473,7 @@ async fn count_votes(connection: &mut AnyConnection, freeze: &Freeze) -> Result<
 async fn insert_dataset(
     connection: &mut AnyConnection,
     dataset: &Dataset,
-    rows: Vec<DatasetRow>,
+    rows: impl IntoIterator<Item = (DatasetRow, String)>,
 ) -> Result<()> {
     let name = dataset.name.clone();
     let head = vec![
@@ -520,8 +513,9 @@ async fn insert_dataset(
         "grade_sum",
         "adjudicated",
         "probability",
+        "chain",
     ];
-    let cells = rows.into_iter().map(|row| {
+    let cells = rows.into_iter().map(|(row, chain)| {
         vec![
             Cell::Text(name.clone()),
             Cell::Int(row.idx),
@@ -538,6 +532,7 @@ async fn insert_dataset(
             Cell::Int(row.grade_sum),
             Cell::TextOrNull(row.adjudicated.map(|answer| answer.to_string())),
             Cell::RealOrNull(row.probability),
+            Cell::Text(chain),
         ]
     });
     insert_many(connection, "dataset_row", &columns, cells).await.map(|_| ())

@@ -21,8 +21,7 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use sqlx::AnyConnection;
-use sqlx::AnyPool;
+use sqlx::{AnyConnection, AnyPool, Connection};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
 use tokio::sync::{mpsc, oneshot};
 
@@ -97,36 +96,23 @@ impl Store {
             .url(create)
             .parse()
             .map_err(|source| StoreError::Database { doing: "read the store's URL", source })?;
+        // One connection first: a pool would try again and again where there is no database to be had.
+        let mut first = AnyConnection::connect_with(&options).await.doing("open the store")?;
+        sqlx::raw_sql(session(backend, false)).execute(&mut first).await.doing("open the store")?;
+        migrate::migrate(&mut first, backend, create, &place.shown(), now_ms).await?;
+        first.close().await.doing("open the store")?;
         let pool = |connections: u32, read_only: bool| {
             AnyPoolOptions::new()
                 .max_connections(connections)
                 .acquire_timeout(Duration::from_secs(BUSY_S))
                 .after_connect(move |connection, _| {
                     Box::pin(async move {
-                        let statements: &'static str = match (backend, read_only) {
-                            (Backend::Sqlite, false) => concat!(
-                                "PRAGMA busy_timeout = 60000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; ",
-                                "PRAGMA foreign_keys = ON; PRAGMA cache_size = -65536;"
-                            ),
-                            (Backend::Sqlite, true) => {
-                                "PRAGMA busy_timeout = 60000; PRAGMA query_only = ON; PRAGMA cache_size = -32768;"
-                            }
-                            (Backend::Postgres, false) => "SET client_min_messages = warning;",
-                            (Backend::Postgres, true) => {
-                                "SET client_min_messages = warning; SET default_transaction_read_only = on;"
-                            }
-                        };
-                        sqlx::raw_sql(statements).execute(connection).await.map(|_| ())
+                        sqlx::raw_sql(session(backend, read_only)).execute(connection).await.map(|_| ())
                     })
                 })
+                .connect_lazy_with(options.clone())
         };
-        // The writer first: it makes the file and its schema.
-        let writer = pool(1, false).connect_with(options.clone()).await.doing("open the store")?;
-        {
-            let mut connection = writer.acquire().await.doing("open the store")?;
-            migrate::migrate(&mut connection, backend, create, &place.shown(), now_ms).await?;
-        }
-        let read = pool(READERS, true).connect_with(options).await.doing("open the store")?;
+        let (writer, read) = (pool(1, false), pool(READERS, true));
         let (jobs, inbox) = mpsc::channel(4 * JOBS_PER_COMMIT);
         tokio::spawn(write_loop(writer, backend, inbox));
         let rng = Mutex::new(ChaCha20Rng::from_seed(seed));
@@ -198,6 +184,21 @@ impl Store {
     }
 }
 
+/// What each connection is told first.
+fn session(backend: Backend, read_only: bool) -> &'static str {
+    match (backend, read_only) {
+        (Backend::Sqlite, false) => {
+            "PRAGMA busy_timeout = 60000; PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; \
+             PRAGMA foreign_keys = ON; PRAGMA cache_size = -65536;"
+        }
+        (Backend::Sqlite, true) => {
+            "PRAGMA busy_timeout = 60000; PRAGMA query_only = ON; PRAGMA cache_size = -32768;"
+        }
+        (Backend::Postgres, false) => "SET client_min_messages = warning;",
+        (Backend::Postgres, true) => "SET client_min_messages = warning; SET default_transaction_read_only = on;",
+    }
+}
+
 async fn write_loop(pool: AnyPool, backend: Backend, mut inbox: mpsc::Receiver<Message>) {
     while let Some(message) = inbox.recv().await {
         let mut jobs = Vec::new();
@@ -248,7 +249,7 @@ async fn run_together(
         Backend::Sqlite => "BEGIN IMMEDIATE",
         Backend::Postgres => "BEGIN",
     };
-    let mut transaction = sqlx::Connection::begin_with(&mut *connection, begin).await?;
+    let mut transaction = connection.begin_with(begin).await?;
     if backend == Backend::Postgres {
         sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)")
             .bind(LOCK_KEY)

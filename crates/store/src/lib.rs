@@ -46,7 +46,7 @@
 //! | disagreement and decisions | [`Store::review_queue`], [`Store::adjudicate`] |
 //! | votes for statistics | [`Store::judgements`] |
 //! | freeze and read datasets | [`Store::freeze`], [`Store::dataset_rows`], [`DatasetRow::label`] |
-//! | the ledger | [`Store::append_event`], [`Store::events`], [`Store::seal_votes`] |
+//! | the ledger | [`Store::append_event`], [`Store::events`], [`Store::seal_votes`], [`Store::verify`] |
 //!
 //! **What holds.** An `Ok` from a change means that it is on the disk. Votes, texts, rubrics, decisions, datasets and events are only
 //! ever added. A comparison is never handed to more annotators than it wants judgements, nor twice to the same one. Times are the
@@ -76,8 +76,10 @@ mod vote;
 
 mod dataset;
 mod ledger;
+mod import;
 mod progress;
 mod review;
+mod verify;
 
 pub use account::{Account, Annotator, AnnotatorKind, ApiToken, Invite, Role, Session};
 pub use answer::{Answer, Side};
@@ -91,12 +93,14 @@ pub use dataset::{Dataset, DatasetRow, DatasetTexts, Freeze, Label, LabelRule, L
 pub use db::{Backend, JOBS_PER_COMMIT, Store};
 pub use error::{Result, StoreError};
 pub use id::{content_id, hash_parts};
+pub use import::{Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import};
 pub use ledger::{EVENT_KINDS, Event, GENESIS};
 pub use migrate::SCHEMA_VERSION;
 pub use progress::Progress;
 pub use project::{NewProject, Policy, Project};
 pub use review::{Adjudication, ReviewItem};
 pub use rubric::{Axis, Example, Rubric, RubricVersion};
+pub use verify::{Bad, Verification};
 pub use vote::{
     CHAIN_START, Feedback, Judgement, JudgementFilter, NewVote, REASON_BYTES_MAX, VoteRecord, Voted,
 };

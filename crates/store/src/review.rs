@@ -122,10 +122,10 @@ async fn review_queue(connection: &mut AnyConnection, limit: i64) -> Result<Vec<
     let rows = sqlx::query(
         "SELECT t.*, c.category FROM ( \
            SELECT v.comparison_id, MAX(v.recorded_ms) AS last_ms, \
-             CAST(SUM(CASE WHEN (v.overall LIKE 'left%' AND v.left_response = c.response_a) \
+             CAST(SUM(CASE WHEN (v.overall LIKE 'left%' AND v.left_response <> c.response_b) \
                              OR (v.overall LIKE 'right%' AND v.left_response = c.response_b) THEN 1 ELSE 0 END) AS BIGINT) AS a_votes, \
              CAST(SUM(CASE WHEN (v.overall LIKE 'left%' AND v.left_response = c.response_b) \
-                             OR (v.overall LIKE 'right%' AND v.left_response = c.response_a) THEN 1 ELSE 0 END) AS BIGINT) AS b_votes, \
+                             OR (v.overall LIKE 'right%' AND v.left_response <> c.response_b) THEN 1 ELSE 0 END) AS BIGINT) AS b_votes, \
              CAST(SUM(CASE WHEN v.overall IN ('tie', 'both_bad') THEN 1 ELSE 0 END) AS BIGINT) AS ties, \
              CAST(SUM(CASE WHEN v.overall = 'flag' THEN 1 ELSE 0 END) AS BIGINT) AS flags \
            FROM effective_vote v JOIN comparison c ON c.id = v.comparison_id \

@@ -84,7 +84,10 @@ pub(crate) async fn insert_many(
                 Cell::TextOrNull(value) => query.bind(value),
                 Cell::Int(value) => query.bind(value),
                 Cell::IntOrNull(value) => query.bind(value),
-                Cell::RealOrNull(value) => query.bind(value),
+                Cell::RealOrNull(Some(value)) => query.bind(value),
+                // sqlx 0.9's `Any` sends a null f64 to PostgreSQL as a null FLOAT4, and the statement then stays prepared for
+                // FLOAT4; a null f32 it sends as FLOAT8.
+                Cell::RealOrNull(None) => query.bind(Option::<f32>::None),
             };
         }
         inserted += query.execute(&mut *connection).await.doing("insert rows")?.rows_affected();

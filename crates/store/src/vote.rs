@@ -65,7 +65,8 @@ pub struct VoteRecord {
     pub annotator_id: String,
     /// Work, calibration or repeat.
     pub kind: Kind,
-    /// The response that was shown on the left.
+    /// The response that was shown on the left; empty for an imported vote whose file does not say. Then the answers are in the canonical
+    /// order (left = response `a`).
     pub left_response: String,
     /// The answer, by the sides shown.
     pub overall: Answer,
@@ -175,8 +176,8 @@ pub struct Judgement {
     pub model_a: String,
     /// The model behind response `b`.
     pub model_b: String,
-    /// Whether `a` was shown on the left.
-    pub a_was_left: bool,
+    /// Whether `a` was shown on the left; unknown for many imported votes.
+    pub a_was_left: Option<bool>,
     /// The answer, in the canonical order.
     pub overall: Answer,
     /// The answers by axis, in the canonical order.
@@ -309,8 +310,9 @@ async fn judgements(connection: &mut AnyConnection, filter: JudgementFilter) -> 
     let mut contests = BTreeMap::new();
     rows.iter()
         .map(|row| {
-            let a_was_left = row.text("left_response")? == row.text("response_a")?;
-            let turned = |answer: Answer| if a_was_left { answer } else { answer.swapped() };
+            let (left, a) = (row.text("left_response")?, row.text("response_a")?);
+            let a_was_left = (!left.is_empty()).then_some(left == a);
+            let turned = |answer: Answer| if a_was_left == Some(false) { answer.swapped() } else { answer };
             let contest = row.text("contest")?;
             let [first, second] = match contests.get(&contest) {
                 Some(models) => models,

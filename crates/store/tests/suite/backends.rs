@@ -1,6 +1,10 @@
 //! A fresh store on each back end, and small material to put in.
 
+use std::io::Write;
+use std::sync::atomic::{AtomicU32, Ordering};
+
 use polity_store::*;
+use sqlx::Connection;
 
 /// A moment in 2023.
 pub const T0: i64 = 1_700_000_000_000;
@@ -10,12 +14,20 @@ pub const SEED: [u8; 32] = [7; 32];
 #[macro_export]
 macro_rules! on_each {
     ($($(#[$attr:meta])* async fn $name:ident($fixture:ident: Fixture) $body:block)*) => {$(
+        $(#[$attr])*
         mod $name {
             use super::*;
-            async fn test($fixture: Fixture) $body
+            async fn test($fixture: &Fixture) $body
             #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
             async fn sqlite() {
-                test($crate::backends::sqlite()).await;
+                test(&$crate::backends::sqlite()).await;
+            }
+            #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+            async fn postgres() {
+                if let Some(fixture) = $crate::backends::postgres().await {
+                    test(&fixture).await;
+                    fixture.remove().await;
+                }
             }
         }
     )*};
@@ -24,13 +36,40 @@ macro_rules! on_each {
 /// Where a store may be made.
 pub struct Fixture {
     pub location: String,
-    pub _directory: Option<tempfile::TempDir>,
+    place: Place,
+}
+
+enum Place {
+    Directory(#[allow(dead_code, reason = "removed when it is dropped")] tempfile::TempDir),
+    Schema { url: String, name: String },
 }
 
 pub fn sqlite() -> Fixture {
     let directory = tempfile::tempdir().unwrap();
     let location = directory.path().join("store.db").to_str().unwrap().to_owned();
-    Fixture { location, _directory: Some(directory) }
+    Fixture { location, place: Place::Directory(directory) }
+}
+
+/// A schema of its own, or nothing where there is no server.
+pub async fn postgres() -> Option<Fixture> {
+    static COUNTER: AtomicU32 = AtomicU32::new(0);
+    let Ok(url) = std::env::var("POLITY_TEST_POSTGRES") else {
+        // Not through `eprintln`, which the test runner keeps for tests that fail.
+        let _ = std::io::stderr()
+            .write_all(b"skipped on PostgreSQL: POLITY_TEST_POSTGRES is not set (.ci/postgres sets it)\n");
+        return None;
+    };
+    let name = format!("polity_test_{}_{}", std::process::id(), COUNTER.fetch_add(1, Ordering::Relaxed));
+    execute_at(&url, &format!("CREATE SCHEMA {name}")).await;
+    let location = format!("{url}?options=-csearch_path%3D{name}");
+    Some(Fixture { location, place: Place::Schema { url, name } })
+}
+
+async fn execute_at(url: &str, sql: &str) {
+    sqlx::any::install_default_drivers();
+    let mut connection = sqlx::AnyConnection::connect(url).await.unwrap();
+    sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await.unwrap();
+    connection.close().await.unwrap();
 }
 
 /// A policy without calibration and repeats.
@@ -39,7 +78,54 @@ pub fn plain_policy(overlap: i64) -> Policy {
 }
 
 impl Fixture {
+    /// Changes the database behind the store's back, with its triggers out of the way.
+    pub async fn tamper(&self, table: &str, sql: &str) {
+        match &self.place {
+            Place::Directory(_) => {
+                let drop = format!(
+                    "DROP TRIGGER IF EXISTS {table}_no_update; DROP TRIGGER IF EXISTS {table}_no_delete;"
+                );
+                execute_at(&format!("sqlite://{}", self.location), &format!("{drop} {sql}")).await;
+            }
+            Place::Schema { .. } => {
+                execute_at(&self.location, &format!("ALTER TABLE {table} DISABLE TRIGGER USER; {sql}")).await;
+            }
+        }
+    }
+
+    /// Runs a statement on the database itself, triggers and all.
+    pub async fn try_execute(&self, sql: &str) -> std::result::Result<(), String> {
+        let url = match &self.place {
+            Place::Directory(_) => format!("sqlite://{}", self.location),
+            Place::Schema { .. } => self.location.clone(),
+        };
+        sqlx::any::install_default_drivers();
+        let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+        let done = sqlx::raw_sql(sqlx::AssertSqlSafe(sql)).execute(&mut connection).await;
+        done.map(|_| ()).map_err(|error| error.to_string())
+    }
+
+    /// The number that a query gives.
+    pub async fn count(&self, sql: &str) -> i64 {
+        let url = match &self.place {
+            Place::Directory(_) => format!("sqlite://{}", self.location),
+            Place::Schema { .. } => self.location.clone(),
+        };
+        let mut connection = sqlx::AnyConnection::connect(&url).await.unwrap();
+        sqlx::Row::get(&sqlx::query(sqlx::AssertSqlSafe(sql)).fetch_one(&mut connection).await.unwrap(), 0)
+    }
+
+    pub async fn remove(self) {
+        if let Place::Schema { url, name } = &self.place {
+            execute_at(url, &format!("DROP SCHEMA {name} CASCADE")).await;
+        }
+    }
+
     pub async fn store(&self, policy: Policy) -> Store {
+        self.try_store(policy).await.unwrap()
+    }
+
+    pub async fn try_store(&self, policy: Policy) -> Result<Store> {
         let project = NewProject {
             name: "test".into(),
             validation_share: 0.1,
@@ -47,7 +133,7 @@ impl Fixture {
             policy,
             rubric: Rubric::usual(),
         };
-        Store::create(&self.location, SEED, project, "cli", T0).await.unwrap()
+        Store::create(&self.location, SEED, project, "cli", T0).await
     }
 }
 

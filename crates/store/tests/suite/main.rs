@@ -1,7 +1,11 @@
 //! The store's behaviour, on SQLite and on PostgreSQL: every test below runs once for each.
 //!
-//! PostgreSQL is taken from `POLITY_TEST_POSTGRES` (a URL of a database that tests may make schemas in). Where it is not set, a server is
-//! started from the system's `postgres` binaries if there are any; if not, the PostgreSQL half says that it was skipped.
+//! PostgreSQL is taken from `POLITY_TEST_POSTGRES`, the URL of a database that tests may make schemas in; `.ci/postgres` starts a server and
+//! sets it. Where it is not set, the PostgreSQL half says that it was skipped.
 
-mod annotation;
 mod backends;
+
+mod accounts;
+mod annotation;
+mod dataset;
+mod ledger;
