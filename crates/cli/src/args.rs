@@ -14,6 +14,7 @@ use polity_train::config::{Config, KeyInfo};
 use polity_train::settings::{DpoConfig, PpoConfig, Precision, RewardConfig, SftConfig};
 
 use crate::error::CommandResult;
+use crate::project_args::{ExportArgs, FreezeArgs, ImportVerb, InitArgs, LedgerVerb, PanelVerb, SampleArgs};
 use crate::settings::{self, Uses};
 use crate::ui::ColorChoice;
 
@@ -94,6 +95,62 @@ Examples:
   polity demo --dir /tmp/demo --seed 7
   polity demo --over-optimise          no KL leash: proxy up, gold down, alarms")]
     Demo(DemoArgs),
+
+    /// Make a project: a directory with a store of prompts, votes and datasets
+    #[command(long_about = "\
+Make a project: DIR/polity.toml, a store (one SQLite file, or a PostgreSQL database), and folders for runs and datasets. \
+The split of prompts into training, validation and holdout is fixed here for ever.")]
+    #[command(after_long_help = "\
+Examples:
+  polity init helpful
+  polity init helpful --store postgres://polity@db/helpful
+  polity init helpful --holdout 0.2 --overlap 5")]
+    Init(InitArgs),
+
+    /// Bring prompts, pairs or votes into a project
+    #[command(subcommand, arg_required_else_help = true)]
+    #[command(long_about = "\
+Bring prompts, pairs or votes into a project: all of a file or nothing. Reads TRL rows, Anthropic HH transcripts, OpenAssistant trees, \
+exports of Argilla and Label Studio, CSV, and the vote files of PandaLM and MT-Bench. Every row that cannot be read is \
+named with its line.")]
+    #[command(after_long_help = "\
+Examples:
+  polity import prompts prompts.jsonl --dry-run
+  polity import pairs candidates.csv
+  polity import votes pandalm.json")]
+    Import(ImportVerb),
+
+    /// Let models answer a project's prompts, and make comparisons of the answers
+    #[command(after_long_help = "\
+Examples:
+  polity sample --model runs/sft/model --per-prompt 4 --pairs 3
+  polity sample --model old --model new --prompts new-prompts.jsonl \\
+      --set temperature=0.8 --set max_new_tokens=128")]
+    Sample(SampleArgs),
+
+    /// A panel without people
+    #[command(subcommand, arg_required_else_help = true)]
+    Panel(PanelVerb),
+
+    /// Make an immutable dataset of the votes: train, validation and holdout parts
+    #[command(after_long_help = "\
+Examples:
+  polity freeze v1
+  polity freeze v1-hard --labels majority --votes-min 3")]
+    Freeze(FreezeArgs),
+
+    /// Write a dataset as rows that trainers read
+    #[command(after_long_help = "\
+Examples:
+  polity export v1 --out datasets/v1
+  polity export v1 --out datasets/v1 --format parquet --labels majority
+  polity train reward --model base --data datasets/v1/train.jsonl \\
+      --eval-data datasets/v1/validation.jsonl --out runs/reward")]
+    Export(ExportArgs),
+
+    /// Print or verify the chain of events behind the data
+    #[command(subcommand, arg_required_else_help = true)]
+    Ledger(LedgerVerb),
 
     /// Train a model: sft, reward, dpo or ppo
     #[command(subcommand, arg_required_else_help = true)]
@@ -544,7 +601,7 @@ fn color_of(words: &[std::ffi::OsString]) -> clap::ColorChoice {
 }
 
 /// `key=value`.
-fn parse_set(text: &str) -> Result<(String, String), String> {
+pub fn parse_set(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE, such as temperature=0.7".into()),

@@ -18,6 +18,7 @@ use std::io;
 
 use polity_lm::LmError;
 use polity_rows::RowsError;
+use polity_store::StoreError;
 use polity_train::TrainError;
 
 /// Result of a command.
@@ -127,6 +128,20 @@ impl From<RowsError> for CommandError {
             _ => None,
         };
         Self { kind, hints: hint.map(str::to_owned).into_iter().collect(), error: error.into() }
+    }
+}
+
+impl From<StoreError> for CommandError {
+    fn from(error: StoreError) -> Self {
+        let kind = match error {
+            StoreError::Rows(error) => return error.into(),
+            StoreError::Database { .. }
+            | StoreError::Commit { .. }
+            | StoreError::Closed
+            | StoreError::Damaged { .. } => Kind::Failed,
+            _ => Kind::BadInput,
+        };
+        Self { kind, error: error.into(), hints: Vec::new() }
     }
 }
 

@@ -60,7 +60,8 @@ pub fn run(args: &GenerateArgs, global: &Global, ui: &Ui) -> CommandResult {
     Ok(())
 }
 
-fn warn_if_cut(prompts: &[PromptIds], settings: &Settings, loaded: &Loaded, ui: &Ui) {
+/// Says how many responses the model has too few positions for.
+pub fn warn_if_cut(prompts: &[PromptIds], settings: &Settings, loaded: &Loaded, ui: &Ui) {
     let room = |prompt: &PromptIds| loaded.positions_max() - prompt.ids.len();
     let cut = prompts.iter().filter(|prompt| room(prompt) < settings.sampler.max_new_tokens).count();
     if cut > 0 {
@@ -80,6 +81,35 @@ fn generate(
     out: &mut RowWriter<'_>,
     meter: &mut Meter<'_>,
 ) -> CommandResult {
+    let mut written = 0;
+    let done = each_response(loaded, settings, prompts, meter, &mut |index, response| {
+        out.row(&row(loaded, settings, index, response)?)?;
+        written += 1;
+        Ok(if out.closed() { Flow::Stop } else { Flow::Continue })
+    })?;
+    match done {
+        Done::Interrupted => Err(out.stopped(written)),
+        Done::Finished => Ok(()),
+    }
+}
+
+/// How a generation ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Done {
+    /// All responses are there, or `each` had enough.
+    Finished,
+    /// Someone pressed Ctrl-C.
+    Interrupted,
+}
+
+/// Answers all prompts and hands each response, with its prompt's index, to `each`, in the order of the prompts.
+pub fn each_response(
+    loaded: &Loaded,
+    settings: &Settings,
+    prompts: &[PromptIds],
+    meter: &mut Meter<'_>,
+    each: &mut dyn FnMut(usize, &Response) -> CommandResult<Flow>,
+) -> CommandResult<Done> {
     let interrupts = Interrupts::install(meter.ui, "")?;
     let Loaded { model, decoder, cpu, .. } = loaded;
     let limits = Limits::usual();
@@ -87,7 +117,6 @@ fn generate(
     let mut engine = Engine::new(cpu, decoder, &model.params, limits, &mut tape);
     let decode = |ids: &[u32]| text_of(loaded, ids).unwrap_or_default();
 
-    let mut written = 0;
     let rows_per_wave = (WAVE_FACTOR * limits.sequences_max).div_ceil(settings.samples);
     for wave in prompts.chunks(rows_per_wave) {
         let requests: Vec<Request> = wave
@@ -109,18 +138,15 @@ fn generate(
             },
         );
         if interrupts.requested() {
-            return Err(out.stopped(written));
+            return Ok(Done::Interrupted);
         }
         for response in &responses {
-            let index = wave[response.request].index;
-            out.row(&row(loaded, settings, index, response)?)?;
-        }
-        written += responses.len();
-        if out.closed() {
-            break;
+            if let Flow::Stop = each(wave[response.request].index, response)? {
+                return Ok(Done::Finished);
+            }
         }
     }
-    Ok(())
+    Ok(Done::Finished)
 }
 
 fn row<'r>(
@@ -131,7 +157,7 @@ fn row<'r>(
 ) -> CommandResult<Row<'r>> {
     let text = match &loaded.model.tokenizer {
         None => None,
-        Some(_) => Some(before_stop(text_of(loaded, &response.ids)?, &settings.sampler.stop_strings)),
+        Some(_) => Some(response_text(loaded, settings, response)?),
     };
     Ok(Row {
         index,
@@ -141,6 +167,11 @@ fn row<'r>(
         logprobs: &response.logprobs,
         finish_reason: response.finish.name(),
     })
+}
+
+/// A response's text, up to a stop text.
+pub fn response_text(loaded: &Loaded, settings: &Settings, response: &Response) -> CommandResult<String> {
+    Ok(before_stop(text_of(loaded, &response.ids)?, &settings.sampler.stop_strings))
 }
 
 fn text_of(loaded: &Loaded, ids: &[u32]) -> CommandResult<String> {
@@ -156,7 +187,7 @@ pub fn before_stop(mut text: String, stops: &[String]) -> String {
 }
 
 /// Counts tokens and responses for the progress.
-struct Meter<'u> {
+pub struct Meter<'u> {
     ui: &'u Ui,
     started: Instant,
     shown: Instant,
@@ -166,7 +197,8 @@ struct Meter<'u> {
 }
 
 impl<'u> Meter<'u> {
-    fn new(ui: &'u Ui, total: u64) -> Self {
+    /// For this many responses.
+    pub fn new(ui: &'u Ui, total: u64) -> Self {
         let now = Instant::now();
         Self { ui, started: now, shown: now, total, done: 0, tokens: 0 }
     }
@@ -190,7 +222,8 @@ impl<'u> Meter<'u> {
         });
     }
 
-    fn finish(&self) {
+    /// Says what was done.
+    pub fn finish(&self) {
         self.ui.end_progress();
         let seconds = self.started.elapsed().as_secs_f64();
         self.ui.note(&format!(

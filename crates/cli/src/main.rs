@@ -14,14 +14,22 @@ mod demo;
 mod demo_report;
 mod doctor;
 mod error;
+mod freeze;
 mod generate;
 mod golden;
 mod host;
+mod import;
+mod init;
 mod input;
+mod ledger;
 mod machine;
 mod measure;
 mod model;
 mod output;
+mod panel;
+mod project;
+mod project_args;
+mod sample;
 mod settings;
 mod train;
 mod ui;
@@ -55,6 +63,13 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
     let global = cli.global;
     match cli.verb {
         Verb::Demo(args) => demo::run(&args, &global, ui),
+        Verb::Init(args) => init::run(&args, &global, ui),
+        Verb::Import(verb) => import::run(&verb, &global, ui),
+        Verb::Sample(args) => sample::run(&args, &global, ui),
+        Verb::Panel(verb) => panel::run(&verb, &global, ui),
+        Verb::Freeze(args) => freeze::freeze(&args, &global, ui),
+        Verb::Export(args) => freeze::export(&args, &global, ui),
+        Verb::Ledger(verb) => ledger::run(&verb, &global, ui),
         Verb::Train(verb) => train::run(&verb, &global, ui),
         Verb::Generate(args) => generate::run(&args, &global, ui),
         Verb::Logprobs(args) => measure::logprobs(&args, &global, ui),

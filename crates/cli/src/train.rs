@@ -34,6 +34,7 @@ use crate::clock::{machine, now_utc, unix_s};
 use crate::error::{CommandError, CommandResult};
 use crate::host::{self, TerminalHost};
 use crate::output::json_to_stdout;
+use crate::project;
 use crate::ui::Ui;
 
 /// Runs a trainer.
@@ -119,7 +120,9 @@ impl<C: Config> Setup<C> {
         common: &CommonConfig,
         inputs: &[(&str, &Path)],
     ) -> CommandResult<(RunDir, Option<Checkpoint>)> {
-        let inputs = inputs.iter().map(|(role, path)| Input::hash(role, path)).collect::<Result<_, _>>()?;
+        let mut inputs: Vec<Input> =
+            inputs.iter().map(|(role, path)| Input::hash(role, path)).collect::<Result<_, _>>()?;
+        inputs.iter_mut().for_each(|input| input.dataset = project::dataset_of(input));
         let manifest = Manifest {
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             stage: C::STAGE.name().into(),
@@ -138,7 +141,9 @@ impl<C: Config> Setup<C> {
             resumed.notes.iter().for_each(|note| ui.note(note));
             (resumed.run, resumed.checkpoint)
         } else {
-            (RunDir::create(&args.out, &self.config.to_toml(), &manifest, 0.0)?, None)
+            let run = RunDir::create(&args.out, &self.config.to_toml(), &manifest, 0.0)?;
+            project::record_run(&args.out, run.manifest(), ui);
+            (run, None)
         };
         if common.report_to == ReportTo::Tensorboard {
             run.write_tensorboard(unix_s(), 0.0)?;

@@ -23,6 +23,7 @@ mod show;
 mod source;
 mod text;
 mod typed;
+mod write;
 
 pub use atomic::{atomic_write, write_jsonl};
 pub use error::{Place, RowsError};
@@ -33,3 +34,4 @@ pub use typed::{
     Completion, CompletionRow, Flag, FromRow, Pair, PreferenceRow, Prompt, PromptFrom, PromptRow, Row,
     RowInfo, RowKind, Side, UnpairedRow,
 };
+pub use write::{PairToWrite, write_parquet};

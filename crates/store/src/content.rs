@@ -283,6 +283,25 @@ impl Store {
         .await
     }
 
+    /// The same for what models were sampled for; an event, with what the caller says of models and settings.
+    pub async fn add_sampled(
+        &self,
+        material: Material,
+        body: serde_json::Value,
+        actor: &str,
+        now_ms: i64,
+    ) -> Result<Added> {
+        let (seed, actor) = (self.random(), actor.to_owned());
+        self.write(move |connection| {
+            Box::pin(async move {
+                let added = add_material(connection, material, seed, now_ms).await?;
+                crate::ledger::append(connection, "sample", &actor, &body, now_ms).await?;
+                Ok(added)
+            })
+        })
+        .await
+    }
+
     /// A comparison with its texts.
     pub async fn comparison(&self, id: &str) -> Result<ComparisonTexts> {
         let id = id.to_owned();
@@ -390,11 +409,14 @@ pub(crate) async fn add_material(
     let mut added = Added::default();
 
     let count = material.prompts.len() as u64;
+    let mut categories = HashMap::with_capacity(material.prompts.len());
     let rows = material.prompts.into_iter().map(|prompt| {
         let part = Part::of(&prompt.content, project.validation_share, project.holdout_share);
         let category = if prompt.category.is_empty() { UNCATEGORISED.to_owned() } else { prompt.category };
+        let id = prompt_id(&prompt.content);
+        categories.insert(id.clone(), category.clone());
         vec![
-            Cell::Text(prompt_id(&prompt.content)),
+            Cell::Text(id),
             Cell::Text(to_json(&prompt.content)),
             Cell::Text(category),
             Cell::Text(prompt.origin),
@@ -405,6 +427,10 @@ pub(crate) async fn add_material(
     let columns = ["id", "content", "category", "origin", "part", "added_ms"];
     added.prompts = insert_many(connection, "prompt", &columns, rows).await?;
     added.prompts_known = count - added.prompts;
+    if added.prompts_known > 0 {
+        // A known prompt keeps the category it has; those are looked up.
+        categories.clear();
+    }
 
     let count = material.responses.len() as u64;
     let mut known = HashMap::with_capacity(material.responses.len());
@@ -441,7 +467,8 @@ pub(crate) async fn add_material(
     added.responses_known = count - added.responses;
 
     let count = material.comparisons.len() as u64;
-    added.comparisons = add_comparisons(connection, material.comparisons, known, seed, now_ms).await?;
+    added.comparisons =
+        add_comparisons(connection, material.comparisons, known, categories, seed, now_ms).await?;
     added.comparisons_known = count - added.comparisons;
     Ok(added)
 }
@@ -456,11 +483,11 @@ async fn add_comparisons(
     connection: &mut AnyConnection,
     comparisons: Vec<NewComparison>,
     mut known: HashMap<String, Known>,
+    mut categories: HashMap<String, String>,
     seed: u64,
     now_ms: i64,
 ) -> Result<u64> {
     let mut stream = polity_stats::Stream::new(seed, "shuffle", 0);
-    let mut categories: HashMap<String, String> = HashMap::new();
     let mut rows = Vec::with_capacity(comparisons.len());
     for new in comparisons {
         let [one, other] = new.responses;
@@ -475,10 +502,7 @@ async fn add_comparisons(
         for response_id in [&a, &b] {
             if !known.contains_key(response_id) {
                 let response = response(connection, response_id).await?;
-                known.insert(
-                    response.id,
-                    Known { prompt_id: response.prompt_id, model: response.model },
-                );
+                known.insert(response.id, Known { prompt_id: response.prompt_id, model: response.model });
             }
             if known[response_id].prompt_id != new.prompt_id {
                 return Err(StoreError::refused(

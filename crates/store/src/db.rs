@@ -21,8 +21,8 @@ use std::time::Duration;
 use futures_util::FutureExt;
 use rand_chacha::ChaCha20Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use sqlx::{AnyConnection, AnyPool, Connection};
 use sqlx::any::{AnyConnectOptions, AnyPoolOptions};
+use sqlx::{AnyConnection, AnyPool, Connection};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::{Doing, Result, StoreError};
@@ -195,7 +195,9 @@ fn session(backend: Backend, read_only: bool) -> &'static str {
             "PRAGMA busy_timeout = 60000; PRAGMA query_only = ON; PRAGMA cache_size = -32768;"
         }
         (Backend::Postgres, false) => "SET client_min_messages = warning;",
-        (Backend::Postgres, true) => "SET client_min_messages = warning; SET default_transaction_read_only = on;",
+        (Backend::Postgres, true) => {
+            "SET client_min_messages = warning; SET default_transaction_read_only = on;"
+        }
     }
 }
 

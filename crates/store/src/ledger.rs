@@ -36,6 +36,7 @@ pub const EVENT_KINDS: &[&str] = &[
     "adjudication",
     "role",
     "freeze",
+    "export",
     "run",
     "evaluation",
     "verdict",

@@ -46,6 +46,7 @@
 //! | disagreement and decisions | [`Store::review_queue`], [`Store::adjudicate`] |
 //! | votes for statistics | [`Store::judgements`] |
 //! | freeze and read datasets | [`Store::freeze`], [`Store::dataset_rows`], [`DatasetRow::label`] |
+//! | files of other tools in, trainers' rows out | [`read_import`], [`Store::import`], [`ExportRow`] |
 //! | the ledger | [`Store::append_event`], [`Store::events`], [`Store::seal_votes`], [`Store::verify`] |
 //!
 //! **What holds.** An `Ok` from a change means that it is on the disk. Votes, texts, rubrics, decisions, datasets and events are only
@@ -75,10 +76,12 @@ mod calibration;
 mod vote;
 
 mod dataset;
-mod ledger;
+mod export;
 mod import;
+mod ledger;
 mod progress;
 mod review;
+mod similar;
 mod verify;
 
 pub use account::{Account, Annotator, AnnotatorKind, ApiToken, Invite, Role, Session};
@@ -92,14 +95,18 @@ pub use content::{
 pub use dataset::{Dataset, DatasetRow, DatasetTexts, Freeze, Label, LabelRule, LeftOut, ModelLabels};
 pub use db::{Backend, JOBS_PER_COMMIT, Store};
 pub use error::{Result, StoreError};
+pub use export::{ExportOptions, ExportRow};
 pub use id::{content_id, hash_parts};
-pub use import::{Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import};
+pub use import::{
+    Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import,
+};
 pub use ledger::{EVENT_KINDS, Event, GENESIS};
 pub use migrate::SCHEMA_VERSION;
 pub use progress::Progress;
 pub use project::{NewProject, Policy, Project};
 pub use review::{Adjudication, ReviewItem};
 pub use rubric::{Axis, Example, Rubric, RubricVersion};
+pub use similar::similarity;
 pub use verify::{Bad, Verification};
 pub use vote::{
     CHAIN_START, Feedback, Judgement, JudgementFilter, NewVote, REASON_BYTES_MAX, VoteRecord, Voted,

@@ -127,6 +127,18 @@ pub struct Input {
     pub blake3: String,
     /// Its size; of a directory, its files' sizes together.
     pub bytes: u64,
+    /// The frozen dataset that it was exported from, where that is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub dataset: Option<FrozenDataset>,
+}
+
+/// A dataset that a project's ledger vouches for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FrozenDataset {
+    /// Its name in the project.
+    pub name: String,
+    /// Its hash, as the ledger's `freeze` event has it.
+    pub hash: String,
 }
 
 /// Version of this program.
@@ -156,7 +168,7 @@ impl Input {
             let file = hash_file(path)?;
             (file.blake3, file.bytes)
         };
-        Ok(Input { role: role.into(), path: path.to_owned(), blake3, bytes })
+        Ok(Input { role: role.into(), path: path.to_owned(), blake3, bytes, dataset: None })
     }
 }
 

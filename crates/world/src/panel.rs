@@ -212,8 +212,17 @@ impl Panel {
         left: impl Into<Response<'a>>,
         right: impl Into<Response<'a>>,
     ) -> Vote {
+        self.vote_on(annotator, comparison, &judge(prompt, left.into()), &judge(prompt, right.into()))
+    }
+
+    /// The same on responses whose worth is known from elsewhere.
+    ///
+    /// # Panics
+    ///
+    /// If the panel has no such annotator.
+    pub fn vote_on(&self, annotator: usize, comparison: &str, left: &Gold, right: &Gold) -> Vote {
         let annotator = &self.annotators[annotator];
-        let odds = annotator.odds(&judge(prompt, left.into()), &judge(prompt, right.into()));
+        let odds = annotator.odds(left, right);
         let name = format!("vote/{}", annotator.name);
         Vote::ALL[Stream::new(self.seed, &name, hash(comparison)).weighted(&odds)]
     }

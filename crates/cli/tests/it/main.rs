@@ -8,6 +8,7 @@ mod bad_training;
 mod chat;
 mod generate;
 mod measure;
+mod project;
 mod support;
 mod talk;
 mod train;

@@ -109,7 +109,7 @@ impl<'o> Collector<'o> {
             return Ok(());
         }
         for pair in formats::pairs(self.format, row, self.path)? {
-            self.pair(pair)?;
+            self.pair(pair);
         }
         Ok(())
     }
@@ -163,12 +163,7 @@ impl<'o> Collector<'o> {
         (id, new)
     }
 
-    fn pair(&mut self, pair: Pair) -> Result<()> {
-        for ((content, _), which) in pair.responses.iter().zip(["first", "second"]) {
-            if content.words().trim().is_empty() {
-                return Err(StoreError::invalid(format!("the {which} response"), "empty", "text"));
-            }
-        }
+    fn pair(&mut self, pair: Pair) {
         let (prompt_id, _) = self.prompt(pair.prompt, pair.category);
         let ids = pair.responses.map(|(content, model)| {
             let id = response_id(&prompt_id, &content, &model);
@@ -187,7 +182,7 @@ impl<'o> Collector<'o> {
         });
         if ids[0] == ids[1] {
             self.duplicates.identical_responses += 1;
-            return Ok(());
+            return;
         }
         let comparison = comparison_id(&ids[0], &ids[1]);
         let first_is_a = ids[0] < ids[1];
@@ -208,7 +203,6 @@ impl<'o> Collector<'o> {
                 self.vote(judged, &comparison, &ids, first_is_a);
             }
         }
-        Ok(())
     }
 
     fn vote(&mut self, judged: Judged, comparison: &str, ids: &[String; 2], first_is_a: bool) {
@@ -222,6 +216,7 @@ impl<'o> Collector<'o> {
             machine: judged.machine,
             answer: if first_is_a { judged.answer } else { judged.answer.swapped() },
             left_response: judged.first_left.map(|first_left| ids[usize::from(!first_left)].clone()),
+            left_is_a: judged.first_left == Some(first_is_a),
             reason: judged.reason,
             answered_ms: judged.answered_ms,
             work_ms: judged.work_ms,
@@ -268,4 +263,3 @@ pub(super) fn category(row: &Map<String, Value>) -> Option<String> {
         .filter(|category| !category.is_empty())
         .map(str::to_owned)
 }
-

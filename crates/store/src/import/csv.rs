@@ -19,7 +19,8 @@ pub(super) fn open(
     let file = File::open(path).map_err(|source| RowsError::Open { file: path.to_owned(), source })?;
     let mut reader = ReaderBuilder::new().delimiter(delimiter).from_reader(BufReader::new(file));
     let headers = reader.headers().map_err(|error| refused(path, &error))?.clone();
-    let headers: Vec<String> = headers.iter().map(|name| name.trim_start_matches('\u{feff}').trim().to_owned()).collect();
+    let headers: Vec<String> =
+        headers.iter().map(|name| name.trim_start_matches('\u{feff}').trim().to_owned()).collect();
     let place = Box::new(Place { file: path.into(), line: Some(1), row: None });
     for (i, name) in headers.iter().enumerate() {
         if headers[..i].contains(name) {

@@ -51,9 +51,8 @@ fn trl(row: Row, path: &Path) -> Result<Pair> {
         Some(0.5) => Answer::Tie,
         _ => better(true),
     };
-    let model = |key: &str| {
-        value.get(key).and_then(Value::as_str).map_or_else(|| UNKNOWN.to_owned(), str::to_owned)
-    };
+    let model =
+        |key: &str| value.get(key).and_then(Value::as_str).map_or_else(|| UNKNOWN.to_owned(), str::to_owned);
     let mut judged = Judged::bare(annotator, answer, None);
     judged.answered_ms = time(&value)?;
     Ok(Pair {
@@ -141,11 +140,19 @@ fn pandalm(row: &Map<String, Value>) -> Result<Pair> {
         prompt: Content::plain(prompt),
         category: text(row, "motivation_app")?,
         responses: [
-            (Content::plain(required(row, "response1")?), one.to_owned()),
-            (Content::plain(required(row, "response2")?), two.to_owned()),
+            (Content::plain(spoken(row, "response1")?), one.to_owned()),
+            (Content::plain(spoken(row, "response2")?), two.to_owned()),
         ],
         judgements,
     })
+}
+
+/// Text; PandaLM's file lost the quotes of responses that are a number or `true`.
+fn spoken(row: &Map<String, Value>, key: &str) -> Result<String> {
+    match row.get(key) {
+        Some(value @ (Value::Bool(_) | Value::Number(_))) => Ok(value.to_string()),
+        _ => required(row, key),
+    }
 }
 
 /// MT-Bench's human judgments name their texts; with `conversation_a` and `conversation_b`, as in the published table, they hold them.
@@ -183,7 +190,12 @@ fn mt_bench(row: &Map<String, Value>) -> Result<Pair> {
             reference(format!("mtbench/{question}/{turn}/{model_b}")),
         ),
     };
-    Ok(Pair { prompt, category: category(row), responses: [(a, model_a), (b, model_b)], judgements: vec![judged] })
+    Ok(Pair {
+        prompt,
+        category: category(row),
+        responses: [(a, model_a), (b, model_b)],
+        judgements: vec![judged],
+    })
 }
 
 fn conversation(value: &Value, key: &str, turn: i64) -> Result<(Content, Content)> {
@@ -261,9 +273,7 @@ fn number(row: &Map<String, Value>, key: &str) -> Result<Option<f64>> {
     match row.get(key) {
         None | Some(Value::Null) => Ok(None),
         Some(Value::Number(number)) => Ok(number.as_f64()),
-        Some(Value::String(text)) => {
-            text.trim().parse().map(Some).map_err(|_| wrong(row, key, "a number"))
-        }
+        Some(Value::String(text)) => text.trim().parse().map(Some).map_err(|_| wrong(row, key, "a number")),
         Some(_) => Err(wrong(row, key, "a number")),
     }
 }

@@ -198,6 +198,8 @@ pub struct ImportedVote {
     pub answer: Answer,
     /// Which response was shown on the left, if the file says.
     pub left_response: Option<String>,
+    /// Whether that is response `a`.
+    pub left_is_a: bool,
     /// Why.
     pub reason: String,
     /// When.
@@ -344,10 +346,7 @@ async fn import(
             }
             None => None,
         };
-        let a_left = match &vote.left_response {
-            Some(left) => content::comparison(connection, &key.1).await?.response_a == *left,
-            None => true,
-        };
+        let a_left = vote.left_response.is_none() || vote.left_is_a;
         records.push(VoteRecord {
             seq: 0,
             comparison_id: key.1,

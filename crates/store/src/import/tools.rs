@@ -14,20 +14,26 @@ const DEPTH_MAX: usize = 1000;
 
 /// The first message of an OpenAssistant tree.
 pub(super) fn oasst_root(row: &Map<String, Value>) -> Result<Content> {
-    let root = row.get("prompt").and_then(Value::as_object).ok_or_else(|| wrong(row, "prompt", "a message"))?;
+    let root =
+        row.get("prompt").and_then(Value::as_object).ok_or_else(|| wrong(row, "prompt", "a message"))?;
     Ok(Content::Text(Text::Messages(vec![oasst_message(root)?])))
 }
 
 /// Every two ranked replies to the same message; the better rank is the lower one. The ranks are OpenAssistant's consensus of several
 /// rankers, who are not named.
 pub(super) fn oasst(row: &Map<String, Value>) -> Result<Vec<Pair>> {
-    let root = row.get("prompt").and_then(Value::as_object).ok_or_else(|| wrong(row, "prompt", "a message"))?;
+    let root =
+        row.get("prompt").and_then(Value::as_object).ok_or_else(|| wrong(row, "prompt", "a message"))?;
     let mut pairs = Vec::new();
     // A stack instead of recursion: a file must not be able to overflow ours.
     let mut open: Vec<(Vec<Message>, &Map<String, Value>)> = vec![(Vec::new(), root)];
     while let Some((mut path, node)) = open.pop() {
         if path.len() >= DEPTH_MAX {
-            return Err(StoreError::invalid("the tree", format!("more than {DEPTH_MAX} deep"), "a conversation"));
+            return Err(StoreError::invalid(
+                "the tree",
+                format!("more than {DEPTH_MAX} deep"),
+                "a conversation",
+            ));
         }
         path.push(oasst_message(node)?);
         let replies: Vec<&Map<String, Value>> = match node.get("replies") {
@@ -53,8 +59,7 @@ pub(super) fn oasst(row: &Map<String, Value>) -> Result<Vec<Pair>> {
         ranked.sort_by_key(|(rank, _, _)| *rank);
         for (i, (rank, message, model)) in ranked.iter().enumerate() {
             for (other_rank, other, other_model) in &ranked[i + 1..] {
-                let content =
-                    |message: &Message| Content::Text(Text::Messages(vec![message.clone()]));
+                let content = |message: &Message| Content::Text(Text::Messages(vec![message.clone()]));
                 let answer = if rank == other_rank { Answer::Tie } else { better(true) };
                 pairs.push(Pair {
                     prompt: Content::Text(Text::Messages(path.clone())),
@@ -146,12 +151,10 @@ pub(super) fn label_studio(row: &Map<String, Value>) -> Result<Vec<Pair>> {
             .ok_or_else(|| StoreError::invalid("an annotation", annotation.to_string(), "an object"))?;
         let annotator = match annotation.get("completed_by") {
             Some(Value::Number(id)) => Some(id.to_string()),
-            Some(Value::Object(person)) => {
-                person.get("email").or(person.get("id")).map(|id| match id {
-                    Value::String(text) => text.clone(),
-                    other => other.to_string(),
-                })
-            }
+            Some(Value::Object(person)) => person.get("email").or(person.get("id")).map(|id| match id {
+                Value::String(text) => text.clone(),
+                other => other.to_string(),
+            }),
             Some(Value::String(id)) => Some(id.clone()),
             _ => None,
         };
@@ -193,7 +196,8 @@ fn selected(annotation: &Map<String, Value>) -> Result<Option<String>> {
 /// Argilla: a record's `fields` and `responses`. Version 2 keeps answers by question (`{"preference": [{"value", "user_id"}]}`), version 1 by person
 /// (`[{"user_id", "status", "values": {"preference": {"value"}}}]`). A value names a field, or ranks the fields.
 pub(super) fn argilla(row: &Map<String, Value>) -> Result<Vec<Pair>> {
-    let all = row.get("fields").and_then(Value::as_object).ok_or_else(|| wrong(row, "fields", "an object"))?;
+    let all =
+        row.get("fields").and_then(Value::as_object).ok_or_else(|| wrong(row, "fields", "an object"))?;
     let (prompt, responses) = fields(all)?;
     let names = [responses[0].0.as_str(), responses[1].0.as_str()];
     let mut judgements = Vec::new();

@@ -8,4 +8,5 @@ mod backends;
 mod accounts;
 mod annotation;
 mod dataset;
+mod import;
 mod ledger;

@@ -1,0 +1,158 @@
+//! `polity freeze` and `polity export`: votes to a dataset, a dataset to files that trainers read.
+
+use std::path::Path;
+
+use polity_rows::{atomic_write, write_jsonl};
+use polity_store::{Dataset, ExportOptions, ExportRow, Freeze, LabelRule, Part};
+use serde_json::json;
+
+use crate::args::Global;
+use crate::clock::unix_ms;
+use crate::error::{CommandError, CommandResult};
+use crate::output::{json_to_stdout, to_stdout};
+use crate::project::{ACTOR, DATASET_FILE, DatasetFile, ExportedFile, Project};
+use crate::project_args::{ExportArgs, FileFormat, FreezeArgs, Labels};
+use crate::ui::Ui;
+
+/// Rows fetched from the store at a time.
+const PAGE: i64 = 2000;
+
+/// Runs `freeze`.
+pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
+    if args.labels == Labels::Model {
+        return Err(CommandError::bad_input("--labels model: this project has no reliability model to ask"));
+    }
+    let project = Project::open(&args.project)?;
+    let freeze = Freeze {
+        name: args.name.clone(),
+        labels: args.labels.into(),
+        machine_votes: args.machine_votes,
+        votes_min: args.votes_min,
+        model: None,
+    };
+    let (dataset, left_out) = project.wait(project.store().freeze(freeze, ACTOR, unix_ms()))?;
+    for (n, why) in [
+        (left_out.too_few_votes, "have fewer judgements than --votes-min"),
+        (left_out.without_text, "have no text, only a reference to one"),
+        (left_out.held, "are flagged and not decided"),
+    ] {
+        if n > 0 {
+            ui.note(&format!("{n} comparisons left out: they {why}"));
+        }
+    }
+    if dataset.train_rows + dataset.validation_rows + dataset.holdout_rows == 0 {
+        ui.warn(
+            "the dataset is empty; votes of machines and simulated annotators count with --machine-votes",
+        );
+    }
+    if global.json {
+        return json_to_stdout(&json!({"dataset": dataset, "left_out": left_out}));
+    }
+    say(&dataset)
+}
+
+fn say(dataset: &Dataset) -> CommandResult {
+    to_stdout(|out| {
+        use std::io::Write;
+        writeln!(out, "dataset     {}", dataset.name)?;
+        writeln!(out, "hash        {}", dataset.hash)?;
+        writeln!(out, "train       {}", dataset.train_rows)?;
+        writeln!(out, "validation  {}", dataset.validation_rows)?;
+        writeln!(out, "holdout     {}", dataset.holdout_rows)
+    })
+}
+
+/// Runs `export`.
+pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let project = Project::open(&args.project)?;
+    let dataset = project.wait(project.store().dataset(&args.name))?;
+    let labels = match args.labels {
+        Some(labels) => labels.into(),
+        None => own_rule(&dataset)?,
+    };
+    let options = ExportOptions { labels, margins: args.margins, weights: args.weights };
+    std::fs::create_dir_all(&args.out)
+        .map_err(|error| CommandError::failed(format!("cannot make {}: {error}", args.out.display())))?;
+    let mut rows: [Vec<ExportRow>; 3] = Default::default();
+    let mut unlabelled = 0;
+    let mut from = 0;
+    loop {
+        let page = project.wait(project.store().dataset_rows(&args.name, from, PAGE))?;
+        if page.is_empty() {
+            break;
+        }
+        from += page.len() as i64;
+        for row in page {
+            let part = row.row.part;
+            match ExportRow::of(row, &options) {
+                Some(row) => rows[part as usize].push(row),
+                None => unlabelled += 1,
+            }
+        }
+    }
+    if unlabelled > 0 {
+        ui.note(&format!("{unlabelled} comparisons have no label by the rule `{}`", labels.name()));
+    }
+    let mut files = Vec::new();
+    for &part in args.parts() {
+        // A file without rows is one that trainers refuse; the training part is written anyway, so that they say so.
+        if rows[part as usize].is_empty() && part != Part::Train {
+            ui.note(&format!("no {} rows, so no file of them", part.name()));
+            continue;
+        }
+        files.push(write_part(&args.out, part, &rows[part as usize], args.format)?);
+    }
+    let said = DatasetFile {
+        dataset: dataset.name.clone(),
+        hash: dataset.hash.clone(),
+        labels: labels.name().to_owned(),
+        files,
+    };
+    let text = serde_json::to_string_pretty(&said).map_err(CommandError::failed)? + "\n";
+    atomic_write(args.out.join(DATASET_FILE), |out| std::io::Write::write_all(out, text.as_bytes()))?;
+    project.wait(project.store().append_event("export", ACTOR, json!(said), unix_ms()))?;
+    if global.json {
+        return json_to_stdout(&said);
+    }
+    to_stdout(|out| {
+        use std::io::Write;
+        for file in &said.files {
+            writeln!(out, "{:>8} rows  {}", file.rows, args.out.join(&file.name).display())?;
+        }
+        Ok(())
+    })
+}
+
+/// The rule that the dataset was frozen with.
+fn own_rule(dataset: &Dataset) -> CommandResult<LabelRule> {
+    let header: serde_json::Value = serde_json::from_str(&dataset.header).map_err(CommandError::failed)?;
+    serde_json::from_value(header["labels"].clone())
+        .map_err(|error| CommandError::failed(format!("dataset {}: its label rule: {error}", dataset.name)))
+}
+
+fn write_part(dir: &Path, part: Part, rows: &[ExportRow], format: FileFormat) -> CommandResult<ExportedFile> {
+    let extension = match format {
+        FileFormat::Jsonl => "jsonl",
+        FileFormat::Parquet => "parquet",
+    };
+    let name = format!("{}.{extension}", part.name());
+    let path = dir.join(&name);
+    match format {
+        FileFormat::Jsonl => drop(write_jsonl(&path, rows)?),
+        FileFormat::Parquet => {
+            let pairs = rows.iter().map(|row| polity_rows::PairToWrite {
+                prompt: &row.prompt,
+                chosen: &row.chosen,
+                rejected: &row.rejected,
+                label: row.label,
+                margin: row.margin,
+                weight: row.weight,
+                category: &row.category,
+                comparison_id: &row.comparison_id,
+            });
+            polity_rows::write_parquet(&path, &pairs.collect::<Vec<_>>())?;
+        }
+    }
+    let blake3 = polity_train::run::Input::hash("data", &path)?.blake3;
+    Ok(ExportedFile { name, part: part.name().to_owned(), rows: rows.len(), blake3 })
+}

@@ -1,0 +1,67 @@
+//! `polity init`: a project's directory, its file, its store.
+
+use std::path::Path;
+
+use polity_store::{NewProject, Policy, Rubric, Store};
+
+use crate::args::Global;
+use crate::clock::unix_ms;
+use crate::error::{CommandError, CommandResult};
+use crate::output::json_to_stdout;
+use crate::project::{self, ACTOR, PROJECT_FILE, ProjectFile};
+use crate::project_args::InitArgs;
+use crate::ui::Ui;
+
+/// Folders that other verbs put things in.
+const FOLDERS: [&str; 2] = ["runs", "datasets"];
+
+/// Runs the verb.
+pub fn run(args: &InitArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let file = args.dir.join(PROJECT_FILE);
+    if file.exists() {
+        return Err(CommandError::bad_input(format!("{} is a project already", args.dir.display())));
+    }
+    let name = match &args.name {
+        Some(name) => name.clone(),
+        None => {
+            let dir = std::path::absolute(&args.dir).map_err(CommandError::failed)?;
+            dir.file_name().unwrap_or_default().to_string_lossy().into_owned()
+        }
+    };
+    make_dir(&args.dir)?;
+    let project = NewProject {
+        name: name.clone(),
+        validation_share: args.validation,
+        holdout_share: args.holdout,
+        policy: Policy { overlap: args.overlap, ..Policy::usual() },
+        rubric: Rubric::usual(),
+    };
+    let seed = match args.seed {
+        Some(seed) => *blake3::hash(&seed.to_le_bytes()).as_bytes(),
+        None => project::seed()?,
+    };
+    let location = project::location(&args.dir, &args.store);
+    let runtime = project::runtime()?;
+    runtime.block_on(async {
+        let store = Store::create(&location, seed, project, ACTOR, unix_ms()).await?;
+        store.close().await;
+        Ok::<_, polity_store::StoreError>(())
+    })?;
+    // Last: with this file the directory is a project.
+    let text = toml::to_string(&ProjectFile { name: name.clone(), store: args.store.clone() })
+        .map_err(CommandError::failed)?;
+    polity_rows::atomic_write(&file, |out| std::io::Write::write_all(out, text.as_bytes()))?;
+    for folder in FOLDERS {
+        make_dir(&args.dir.join(folder))?;
+    }
+    ui.note(&format!("project {name} in {}", args.dir.display()));
+    if global.json {
+        json_to_stdout(&serde_json::json!({"project": name, "dir": args.dir}))?;
+    }
+    Ok(())
+}
+
+fn make_dir(dir: &Path) -> CommandResult {
+    std::fs::create_dir_all(dir)
+        .map_err(|error| CommandError::failed(format!("cannot make {}: {error}", dir.display())))
+}

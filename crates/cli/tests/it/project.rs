@@ -1,0 +1,123 @@
+//! A project from the command line: from prompts to a model, and what is refused on the way.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::support::{polity, stories};
+
+fn words<'a>(args: &'a str, dir: &'a str) -> Vec<String> {
+    args.split(' ').map(|word| word.replace("DIR", dir)).collect()
+}
+
+/// Runs a verb that must succeed; `DIR` in it is the directory.
+#[track_caller]
+fn done(dir: &Path, args: &str) -> String {
+    let run = polity(words(args, dir.to_str().unwrap()));
+    assert_eq!(run.code, 0, "{args}: {}", run.stderr);
+    run.stdout
+}
+
+#[track_caller]
+fn refused(dir: &Path, args: &str, code: i32) -> String {
+    let run = polity(words(args, dir.to_str().unwrap()));
+    assert_eq!(run.code, code, "{args}: {}{}", run.stdout, run.stderr);
+    run.stderr
+}
+
+fn json(text: &str) -> Value {
+    serde_json::from_str(text).unwrap()
+}
+
+#[test]
+fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledger() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let prompts: String =
+        ["Once upon a time", "The dog", "A girl named Lily", "One day, Tom", "In the park", "Mom said"]
+            .iter()
+            .map(|prompt| format!("{{\"prompt\": \"{prompt}\", \"category\": \"story\"}}\n"))
+            .collect();
+    fs::write(dir.join("prompts.jsonl"), prompts).unwrap();
+    done(dir, "init DIR/p --seed 1 --validation 0 --holdout 0 --overlap 2");
+    done(dir, "import prompts DIR/prompts.jsonl --project DIR/p");
+    let model = stories();
+    let sampled = done(
+        dir,
+        &format!(
+            "sample --project DIR/p --model {model} --per-prompt 3 --pairs 2 --set max_new_tokens=12 --json"
+        ),
+    );
+    assert_eq!(json(&sampled)["added"]["comparisons"], 12, "{sampled}");
+    let votes = done(dir, "panel simulate --project DIR/p --json");
+    assert_eq!(json(&votes)["votes"], 24);
+    done(dir, "freeze v1 --project DIR/p --machine-votes");
+    let exported = json(&done(dir, "export v1 --project DIR/p --out DIR/p/datasets/v1 --json"));
+    let hash = exported["hash"].as_str().unwrap().to_owned();
+    assert_eq!(exported["files"][0]["rows"], 12);
+    done(
+        dir,
+        "export v1 --project DIR/p --out DIR/p/datasets/pq --format parquet --labels majority --margins",
+    );
+
+    done(
+        dir,
+        &format!(
+            "train reward --model {model} --data DIR/p/datasets/v1/train.jsonl --out DIR/p/runs/reward --set max_steps=2"
+        ),
+    );
+    let manifest = json(&fs::read_to_string(dir.join("p/runs/reward/manifest.json")).unwrap());
+    let data = manifest["inputs"].as_array().unwrap().iter().find(|input| input["role"] == "data").unwrap();
+    assert_eq!(data["dataset"]["hash"], hash.as_str());
+    done(
+        dir,
+        &format!(
+            "train reward --model {model} --data DIR/p/datasets/pq/train.parquet --out DIR/p/runs/pq --set max_steps=1"
+        ),
+    );
+
+    let log = done(dir, "ledger log --project DIR/p --json");
+    let events: Vec<Value> = log.lines().map(json).collect();
+    let kinds: Vec<&str> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
+    assert_eq!(
+        kinds,
+        ["init", "rubric", "import", "sample", "votes", "freeze", "export", "export", "run", "run"]
+    );
+    let run = &events[8]["body"]["inputs"].as_array().unwrap().iter().find(|i| i["role"] == "data").unwrap()
+        ["dataset"];
+    assert_eq!(run["hash"], hash.as_str());
+    let verified = json(&done(dir, "ledger verify --project DIR/p --json"));
+    assert_eq!((&verified["votes_sealed"], &verified["bad"]), (&24.into(), &Value::Array(vec![])));
+    let cut = refused(dir, "ledger verify --project DIR/p --head 00", 1);
+    assert!(cut.contains("ledger event 11"), "{cut}");
+}
+
+#[test]
+fn what_is_wrong_is_said_and_nothing_is_stored() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let none = refused(dir, "ledger log --project DIR", 2);
+    assert!(none.contains("polity.toml") && none.contains("polity init"), "{none}");
+    done(dir, "init DIR/p");
+    assert!(refused(dir, "init DIR/p", 2).contains("is a project already"));
+    refused(dir, "init DIR/q --holdout 1.5", 2);
+    assert!(!dir.join("q/polity.toml").exists());
+
+    fs::write(dir.join("bad.csv"), "prompt,response_a,response_b,winner\np,x,y,a\np,x,y,c\np,x,z,b\n")
+        .unwrap();
+    let bad = refused(dir, "import votes DIR/bad.csv --project DIR/p", 2);
+    assert!(bad.contains("1 of 3 rows") && bad.contains("bad.csv, line 3: `winner` is `c`"), "{bad}");
+    fs::write(dir.join("good.csv"), "prompt,response_a,response_b,winner\np,x,y,a\nq,x,z,b\n").unwrap();
+    let dry = done(dir, "import votes DIR/good.csv --project DIR/p --dry-run");
+    assert!(dry.contains("nothing stored"), "{dry}");
+    assert_eq!(done(dir, "ledger log --project DIR/p").lines().count(), 2);
+    done(dir, "import votes DIR/good.csv --project DIR/p");
+    let frozen = json(&done(dir, "freeze v1 --project DIR/p --labels majority --json"));
+    let rows = ["train_rows", "validation_rows", "holdout_rows"]
+        .map(|part| frozen["dataset"][part].as_i64().unwrap());
+    assert_eq!(rows.iter().sum::<i64>(), 2);
+    assert!(refused(dir, "freeze v1 --project DIR/p", 2).contains("datasets never change"));
+    assert!(refused(dir, "export v2 --project DIR/p --out DIR/out", 2).contains("no dataset `v2`"));
+    refused(dir, "freeze ../v1 --project DIR/p", 2);
+}
