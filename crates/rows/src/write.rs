@@ -60,10 +60,12 @@ fn batch(rows: &[PairToWrite<'_>]) -> io::Result<RecordBatch> {
         ("chosen", texts("chosen", rows.iter().map(|row| row.chosen))?),
         ("rejected", texts("rejected", rows.iter().map(|row| row.rejected))?),
     ];
-    let numbers: [(&str, fn(&PairToWrite<'_>) -> Option<f64>); 3] =
-        [("label", |row| row.label), ("margin", |row| row.margin), ("weight", |row| row.weight)];
-    for (name, number) in numbers {
-        let values: Vec<Option<f64>> = rows.iter().map(number).collect();
+    let numbers = [
+        ("label", rows.iter().map(|row| row.label).collect::<Vec<_>>()),
+        ("margin", rows.iter().map(|row| row.margin).collect()),
+        ("weight", rows.iter().map(|row| row.weight).collect()),
+    ];
+    for (name, values) in numbers {
         if values.iter().any(Option::is_some) {
             columns.push((name, Arc::new(Float64Array::from(values))));
         }
