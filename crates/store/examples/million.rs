@@ -1,7 +1,7 @@
 //! A million votes: how long import, handing out, reading for agreement, freezing and verifying take.
 //!
 //! `cargo run --release -p polity-store --example million -- DIR [VOTES]` makes DIR/store.db; with a `postgres://` URL in place of DIR, a
-//! store there. Prints one line a measurement. `docs/store.md` has the numbers.
+//! store there. Prints one line a measurement.
 //!
 //! The clock is read here and not in the store, which is told the time.
 
