@@ -49,13 +49,15 @@ fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledge
             "sample --project DIR/p --model {model} --per-prompt 3 --pairs 2 --set max_new_tokens=12 --json"
         ),
     );
-    assert_eq!(json(&sampled)["added"]["comparisons"], 12, "{sampled}");
+    // Two for each prompt, unless candidates were nearly the same.
+    let comparisons = json(&sampled)["added"]["comparisons"].as_i64().unwrap();
+    assert!((8..=12).contains(&comparisons), "{sampled}");
     let votes = done(dir, "panel simulate --project DIR/p --json");
-    assert_eq!(json(&votes)["votes"], 24);
+    assert_eq!(json(&votes)["votes"], 2 * comparisons);
     done(dir, "freeze v1 --project DIR/p --machine-votes");
     let exported = json(&done(dir, "export v1 --project DIR/p --out DIR/p/datasets/v1 --json"));
     let hash = exported["hash"].as_str().unwrap().to_owned();
-    assert_eq!(exported["files"][0]["rows"], 12);
+    assert_eq!(exported["files"][0]["rows"], comparisons);
     done(
         dir,
         "export v1 --project DIR/p --out DIR/p/datasets/pq --format parquet --labels majority --margins",
@@ -88,7 +90,10 @@ fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledge
         ["dataset"];
     assert_eq!(run["hash"], hash.as_str());
     let verified = json(&done(dir, "ledger verify --project DIR/p --json"));
-    assert_eq!((&verified["votes_sealed"], &verified["bad"]), (&24.into(), &Value::Array(vec![])));
+    assert_eq!(
+        (&verified["votes_sealed"], &verified["bad"]),
+        (&(2 * comparisons).into(), &Value::Array(vec![]))
+    );
     let cut = refused(dir, "ledger verify --project DIR/p --head 00", 1);
     assert!(cut.contains("ledger event 11"), "{cut}");
 }
