@@ -8,8 +8,8 @@
 //! Not here: speed (`bench`), the full tests of each operation (those of `compute`).
 
 use polity_compute::{
-    Batch, Cpu, Decoder, Isa, KvCache, LogProbs, NormKind, Optimizer, OptimizerConfig, Params, Recompute,
-    Tape,
+    Batch, Cpu, Decoder, Isa, KvCache, LogProbs, NormKind, Optimizer, OptimizerConfig, Params, Precision,
+    Recompute, Tape,
 };
 use polity_lm::{HfConfig, rng};
 use serde::Serialize;
@@ -91,7 +91,9 @@ pub fn run(global: &Global, ui: &Ui) -> CommandResult {
         version: polity_train::run::CODE_VERSION,
         commit: polity_train::run::CODE_COMMIT,
         precision: match Isa::detect() {
-            Isa::Avx512Bf16 => "bf16 for models of at least 2M parameters, else f32",
+            isa if Precision::best(isa, usize::MAX) == Precision::Bf16 => {
+                "bf16 for models of at least 2M parameters, else f32"
+            }
             _ => "f32",
         },
         hardware: Hardware::detect(threads),

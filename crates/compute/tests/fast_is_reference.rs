@@ -44,7 +44,9 @@ fn close(what: &str, fast: &[f32], reference: &[f32], bound: f32) {
 fn cpus() -> Vec<Cpu> {
     let mut isas = vec![Isa::Portable];
     #[cfg(target_arch = "x86_64")]
-    isas.extend([Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16].into_iter().filter(|&isa| isa <= Isa::detect()));
+    isas.extend(
+        [Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx].into_iter().filter(|&isa| isa <= Isa::detect()),
+    );
     isas.into_iter().flat_map(|isa| [Cpu::with_isa(1, isa), Cpu::with_isa(3, isa)]).collect()
 }
 
@@ -80,58 +82,65 @@ fn linear_to_the_bit() {
             (values(&mut x, m * n), values(&mut x, m * k), panels(&mut x, n, k));
         // An odd number of inputs has no pairs and stays f32.
         let expected = if k % 2 == 0 { precision } else { Precision::F32 };
-        let mut y = vec![f32::NAN; m * n];
-        ops::linear::forward(expected, &mut y, &input, &w, Some(&bias), n, k);
-        let mut y_plain = vec![f32::NAN; m * n];
-        ops::linear::forward(expected, &mut y_plain, &input, &w, None, n, k);
-        let mut d_x = before_x.clone();
-        ops::linear::backward_input(expected, &mut d_x, &d_y, &w, n, k);
-        let mut d_x_set = vec![0.0; m * k];
-        ops::linear::backward_input(expected, &mut d_x_set, &d_y, &w, n, k);
-        let (mut d_w, mut d_b) = (before_w.clone(), bias.clone());
-        ops::linear::backward_weight(expected, &mut d_w, Some(&mut d_b), &d_y, &input, n, k);
-        for cpu in cpus() {
-            let what = format!("{cpu:?} {precision:?} {m}x{n}x{k}");
-            let (spec, params) = packed(&cpu, precision, &w, n, k);
-            let w = params.weights(&spec);
-            assert_eq!(w.precision(), expected, "{what}");
-            let mut fast = vec![f32::NAN; m * n];
-            cpu::linear::forward(&cpu, &mut fast, &input, w, Some(&bias), n, k, Write::Set);
-            assert_eq!(bits(&fast), bits(&y), "forward {what}");
-            cpu::linear::forward(&cpu, &mut fast, &input, w, None, n, k, Write::Set);
-            assert_eq!(bits(&fast), bits(&y_plain), "forward without bias {what}");
-            let mut added = before_y.clone();
-            cpu::linear::forward(&cpu, &mut added, &input, w, None, n, k, Write::Add);
-            let mut first = [0.0];
-            let from = [before_y[0]];
-            let w_0 = &panel_of_one(&params.data, k);
-            ops::linear::forward(expected, &mut first, &input[..k], w_0, Some(&from), 1, k);
-            assert_eq!(added[0].to_bits(), first[0].to_bits(), "forward that adds {what}");
-            let mut fast = vec![f32::NAN; m * n];
-            cpu::linear::forward(&cpu, &mut fast, &input, w, None, n, k, Write::Onto(&before_y));
-            assert_eq!(bits(&fast), bits(&added), "forward onto another matrix {what}");
-            for (write, start, expect) in [
-                (Write::Set, vec![f32::NAN; m * k], &d_x_set),
-                (Write::Add, before_x.clone(), &d_x),
-                (Write::Onto(&before_x), vec![f32::NAN; m * k], &d_x),
-            ] {
-                let mut fast = start;
-                cpu::linear::backward_input(&cpu, &mut fast, &d_y, w, n, k, write);
-                assert_eq!(bits(&fast), bits(expect), "input gradient {what}");
+        for order in [Order::Terms, Order::Pairs, Order::Blocks] {
+            let cpus: Vec<Cpu> =
+                cpus().into_iter().filter(|cpu| cpu.isa().order(expected) == order).collect();
+            if cpus.is_empty() {
+                continue;
             }
-            let (mut fast, mut fast_b) = (before_w.clone(), bias.clone());
-            cpu::linear::backward_weight(
-                &cpu,
-                w.precision(),
-                &mut fast,
-                Some(&mut fast_b),
-                &d_y,
-                &input,
-                n,
-                k,
-            );
-            assert_eq!(bits(&fast), bits(&d_w), "weight gradient {what}");
-            assert_eq!(bits(&fast_b), bits(&d_b), "bias gradient {what}");
+            let mut y = vec![f32::NAN; m * n];
+            ops::linear::forward(order, &mut y, &input, &w, Some(&bias), n, k);
+            let mut y_plain = vec![f32::NAN; m * n];
+            ops::linear::forward(order, &mut y_plain, &input, &w, None, n, k);
+            let mut d_x = before_x.clone();
+            ops::linear::backward_input(order, &mut d_x, &d_y, &w, n, k);
+            let mut d_x_set = vec![0.0; m * k];
+            ops::linear::backward_input(order, &mut d_x_set, &d_y, &w, n, k);
+            let (mut d_w, mut d_b) = (before_w.clone(), bias.clone());
+            ops::linear::backward_weight(order, &mut d_w, Some(&mut d_b), &d_y, &input, n, k);
+            for cpu in cpus {
+                let what = format!("{cpu:?} {precision:?} {m}x{n}x{k}");
+                let (spec, params) = packed(&cpu, precision, &w, n, k);
+                let w = params.weights(&spec);
+                assert_eq!(w.precision(), expected, "{what}");
+                let mut fast = vec![f32::NAN; m * n];
+                cpu::linear::forward(&cpu, &mut fast, &input, w, Some(&bias), n, k, Write::Set);
+                assert_eq!(bits(&fast), bits(&y), "forward {what}");
+                cpu::linear::forward(&cpu, &mut fast, &input, w, None, n, k, Write::Set);
+                assert_eq!(bits(&fast), bits(&y_plain), "forward without bias {what}");
+                let mut added = before_y.clone();
+                cpu::linear::forward(&cpu, &mut added, &input, w, None, n, k, Write::Add);
+                let mut first = [0.0];
+                let from = [before_y[0]];
+                let w_0 = &panel_of_one(&params.data, k);
+                ops::linear::forward(order, &mut first, &input[..k], w_0, Some(&from), 1, k);
+                assert_eq!(added[0].to_bits(), first[0].to_bits(), "forward that adds {what}");
+                let mut fast = vec![f32::NAN; m * n];
+                cpu::linear::forward(&cpu, &mut fast, &input, w, None, n, k, Write::Onto(&before_y));
+                assert_eq!(bits(&fast), bits(&added), "forward onto another matrix {what}");
+                for (write, start, expect) in [
+                    (Write::Set, vec![f32::NAN; m * k], &d_x_set),
+                    (Write::Add, before_x.clone(), &d_x),
+                    (Write::Onto(&before_x), vec![f32::NAN; m * k], &d_x),
+                ] {
+                    let mut fast = start;
+                    cpu::linear::backward_input(&cpu, &mut fast, &d_y, w, n, k, write);
+                    assert_eq!(bits(&fast), bits(expect), "input gradient {what}");
+                }
+                let (mut fast, mut fast_b) = (before_w.clone(), bias.clone());
+                cpu::linear::backward_weight(
+                    &cpu,
+                    w.precision(),
+                    &mut fast,
+                    Some(&mut fast_b),
+                    &d_y,
+                    &input,
+                    n,
+                    k,
+                );
+                assert_eq!(bits(&fast), bits(&d_w), "weight gradient {what}");
+                assert_eq!(bits(&fast_b), bits(&d_b), "bias gradient {what}");
+            }
         }
     }
 }

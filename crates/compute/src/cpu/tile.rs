@@ -27,6 +27,12 @@ use crate::params::LANES;
 /// Rows of the largest tile: a caller that packs `a` packs blocks of this many rows.
 pub(crate) const ROWS: usize = 12;
 
+/// Rows of the largest tile of tile registers (`amx.rs`).
+const TILE_ROWS: usize = 32;
+
+/// Steps of a block of their sums.
+pub(crate) const CUT: usize = 16;
+
 /// Longest row of [`A::rows`], in steps: 12 rows are 7.5 KiB, and a panel's block of as many steps 20 KiB.
 pub(crate) const STEPS: usize = 160;
 
@@ -61,10 +67,32 @@ impl A {
         Self { start, stride: block, pattern: Pattern::Panels }
     }
 
+    /// Where the rows start and how far they are apart, if each lies by itself.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn as_rows(self) -> Option<(*const f32, usize)> {
+        (self.pattern == Pattern::Rows).then_some((self.start, self.stride))
+    }
+
+    /// `a(i, k)`.
+    ///
+    /// # Safety
+    ///
+    /// It must be inside the operand.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn at(self, i: usize, k: usize) -> f32 {
+        let at = match self.pattern {
+            Pattern::Rows => i * STEPS + k,
+            Pattern::Columns => k * self.stride + i,
+            Pattern::Panels => k / LANES * self.stride + i * LANES + k % LANES,
+        };
+        // SAFETY: inside the operand by the caller's promise.
+        unsafe { *self.start.add(at) }
+    }
+
     /// # Safety
     ///
     /// Row `i` must be inside the operand.
-    unsafe fn starting_at(self, i: usize) -> Self {
+    pub(super) unsafe fn starting_at(self, i: usize) -> Self {
         let step = match self.pattern {
             Pattern::Rows => i * STEPS,
             Pattern::Columns => i,
@@ -89,12 +117,17 @@ pub(crate) enum Init {
 }
 
 impl Init {
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn is_zero(self) -> bool {
+        matches!(self, Init::Zero)
+    }
+
     /// The same for the tile whose first element is `(i, j)`.
     ///
     /// # Safety
     ///
     /// The element must be inside the operand.
-    unsafe fn at(self, i: usize, j: usize) -> Self {
+    pub(super) unsafe fn at(self, i: usize, j: usize) -> Self {
         // SAFETY: inside the operand by the caller's promise.
         unsafe {
             match self {
@@ -107,6 +140,21 @@ impl Init {
 }
 
 impl Isa {
+    /// Whether products are made of tile registers, whose rows lie one after the other.
+    pub(crate) fn multiplies_tiles(self, precision: Precision) -> bool {
+        (self, precision) == (Isa::Amx, Precision::Bf16)
+    }
+
+    /// Rows of a call of [`Isa::product`] that fill the registers.
+    pub(crate) fn tile_rows(self, precision: Precision) -> usize {
+        if self.multiplies_tiles(precision) { TILE_ROWS } else { ROWS }
+    }
+
+    /// A sum of several calls is the same as one call's if it is cut at multiples of this many steps.
+    pub(crate) fn cut(self) -> usize {
+        if self == Isa::Amx { CUT } else { 1 }
+    }
+
     /// `c[i * c_stride + j] = init + sum_k a(i, k) * b[k * b_stride + j]` for `i < m`, `j < lanes`; in bf16 the numbers of `a`
     /// and `b` are pairs.
     ///
@@ -130,10 +178,12 @@ impl Isa {
     ) {
         let product = match (precision, self) {
             #[cfg(target_arch = "x86_64")]
-            (Precision::F32, Isa::Avx512 | Isa::Avx512Bf16) => x86::product_avx512,
+            (Precision::F32, Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx) => x86::product_avx512,
             #[cfg(target_arch = "x86_64")]
             (Precision::F32, Isa::Avx2) => x86::product_avx2,
             (Precision::F32, _) => product::<Plain, 4, 1>,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Isa::Amx) => super::amx::product,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Isa::Avx512Bf16) => x86::product_avx512_bf16,
             #[cfg(target_arch = "x86_64")]
@@ -448,10 +498,15 @@ impl Vector for PlainPairs {
     }
 }
 
+/// Subnormal numbers count as zero.
+#[inline(always)]
+pub(super) fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x }
+}
+
 /// What `vdpbf16ps` adds to one sum.
 #[inline(always)]
 fn add_pair(sum: f32, a: u32, b: u32) -> f32 {
-    let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x };
     let ([a0, a1], [b0, b1]) = (bf16::unpair(a).map(flush), bf16::unpair(b).map(flush));
     flush(a0.mul_add(b0, flush(a1.mul_add(b1, flush(sum)))))
 }
@@ -592,11 +647,19 @@ mod tests {
 
     /// The chain that every kernel must reproduce.
     fn reference(
+        isa: Isa,
         precision: Precision,
         c: f32,
         a_k: impl Iterator<Item = f32>,
         b_k: impl Iterator<Item = f32>,
     ) -> f32 {
+        #[cfg(target_arch = "x86_64")]
+        if (precision, isa) == (Precision::Bf16, Isa::Amx) {
+            let pairs: Vec<_> = a_k.zip(b_k).map(|(a, b)| (a.to_bits(), b.to_bits())).collect();
+            let blocks = pairs.chunks(crate::cpu::amx::BLOCK);
+            return blocks.fold(c, |sum, block| crate::cpu::amx::add_block(sum, block.iter().copied()));
+        }
+        let _ = isa;
         a_k.zip(b_k).fold(c, |acc, (a, b)| match precision {
             Precision::F32 => a.mul_add(b, acc),
             Precision::Bf16 => add_pair(acc, a.to_bits(), b.to_bits()),
@@ -632,7 +695,7 @@ mod tests {
 
     #[test]
     fn every_tile_gives_the_same_bits() {
-        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
         let here = all.iter().position(|&isa| isa == Isa::detect()).expect("listed");
         let both = [Precision::F32, Precision::Bf16];
         for (&isa, precision) in all[..=here].iter().flat_map(|isa| both.map(|precision| (isa, precision))) {
@@ -643,6 +706,7 @@ mod tests {
                 (13, 16, 40),
                 (25, 64, 1),
                 (30, 40, 100),
+                (40, 48, 160),
             ] {
                 let b_stride = lanes.next_multiple_of(32) + 16;
                 let b = factors(precision, k * b_stride, 1);
@@ -681,8 +745,13 @@ mod tests {
                                 });
                                 let from = other[i * (lanes + 3) + j];
                                 let start = [before[i * lanes + j], 0.0, bias[j], from][init];
-                                let expect =
-                                    reference(precision, start, a_k, (0..k).map(|k| b[k * b_stride + j]));
+                                let expect = reference(
+                                    isa,
+                                    precision,
+                                    start,
+                                    a_k,
+                                    (0..k).map(|k| b[k * b_stride + j]),
+                                );
                                 let got = c[i * lanes + j];
                                 assert_eq!(
                                     got.to_bits(),
