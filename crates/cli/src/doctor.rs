@@ -306,7 +306,7 @@ impl Tiny {
     /// Logits of every row: three tokens together, the rest one by one.
     fn decode(&self, cpu: &Cpu) -> Vec<u32> {
         let mut tape = Tape::default();
-        let mut cache = KvCache::new(&self.decoder.config);
+        let mut cache = KvCache::new(&self.decoder.config, self.params.precision());
         let sequence = cache.add();
         let (start, rest) = IDS.split_at(3);
         let mut bits = Vec::new();

@@ -174,7 +174,7 @@ fn decoding_is_the_full_forward() {
             .iter()
             .map(|row| forward(&cpu, &decoder, &params, &Batch::from_rows([row.as_slice()])).0)
             .collect();
-        let mut cache = KvCache::new(&decoder.config);
+        let mut cache = KvCache::new(&decoder.config, params.precision());
         let mut tape = Tape::default();
         // Rows 0 and 1 are prefilled together; row 2 joins later and is fed in uneven pieces.
         let ids: Vec<_> = rows.iter().map(|_| cache.add()).collect();

@@ -1,7 +1,7 @@
 //! The micro-kernel on tiles of bf16: Intel's AMX (`amx_tile`, `amx_bf16`).
 //!
 //! One instruction, `tdpbf16ps`, multiplies 16 rows of 16 pairs by 16 pairs of 16 lanes and adds 256 sums. Its operands
-//! lie in memory as those of `vdpbf16ps` do: rows of pairs ([`A::rows`]), and lines of pairs side by side (a panel). So this is
+//! lie in memory as those of `vdpbf16ps` do: rows of pairs ([`A::rows`], [`A::pair_panels`]), and lines of pairs side by side (a panel). So this is
 //! [`Isa::product`](super::Isa) with larger steps, and packing, panels and blocks are those of every other processor.
 //!
 //! What differs is the **order of a sum**. The instruction sums the first products of 16 pairs in one chain and the second products in
@@ -217,8 +217,9 @@ impl Square {
     ) {
         // SAFETY: the caller's promises; turned blocks hold every row's steps.
         unsafe {
-            if let Some((rows, stride)) = a.as_rows() {
-                return self.run::<COLUMNS>(rows.add(first), stride, self.b, blocks, steps, zero);
+            if let Some((start, stride, block)) = a.as_blocks() {
+                let from = start.add(first / BLOCK * block);
+                return self.run::<COLUMNS>([stride, block], from, self.b, blocks, steps, zero);
             }
             let mut turned = [0.0f32; 2 * TILE * BLOCK];
             for block in 0..blocks {
@@ -228,7 +229,7 @@ impl Square {
                     }
                 }
                 let b = self.b.add(block * steps * self.b_stride);
-                self.run::<COLUMNS>(turned.as_ptr(), BLOCK, b, 1, steps, zero && block == 0);
+                self.run::<COLUMNS>([BLOCK; 2], turned.as_ptr(), b, 1, steps, zero && block == 0);
             }
         }
     }
@@ -236,15 +237,15 @@ impl Square {
     #[inline]
     unsafe fn run<const COLUMNS: usize>(
         self,
+        [row, block]: [usize; 2],
         a: *const f32,
-        a_stride: usize,
         b: *const f32,
         blocks: usize,
         steps: usize,
         zero: bool,
     ) {
         let (upper, lower) = (self.rows.min(TILE), self.rows.saturating_sub(TILE));
-        let step = Step { a, a_stride: 4 * a_stride, b, b_stride: 4 * self.b_stride, blocks };
+        let step = Step { a, a_stride: 4 * row, a_block: 4 * block, b, b_stride: 4 * self.b_stride, blocks };
         let (c, c_stride) = (self.c, 4 * self.c_stride);
         // SAFETY: the caller's promises, and the registers have the shape of the operands.
         unsafe {
@@ -264,8 +265,12 @@ impl Square {
 #[derive(Clone, Copy)]
 struct Step {
     a: *const f32,
+    /// From one row to the next.
     a_stride: usize,
+    /// From one block of steps to the next.
+    a_block: usize,
     b: *const f32,
+    /// From one step to the next.
     b_stride: usize,
     blocks: usize,
 }
@@ -293,8 +298,8 @@ macro_rules! kernel {
                     "jz 5f",
                     "4:",
                     $add,
-                    "add {a}, 64",
-                    "add {a_low}, 64",
+                    "add {a}, {a_block}",
+                    "add {a_low}, {a_block}",
                     "add {b}, {b_block}",
                     "dec {blocks}",
                     "jnz 4b",
@@ -305,6 +310,7 @@ macro_rules! kernel {
                     a = inout(reg) self.a => _,
                     a_low = inout(reg) self.a.wrapping_byte_add(TILE * self.a_stride) => _,
                     a_stride = in(reg) self.a_stride,
+                    a_block = in(reg) self.a_block,
                     b = inout(reg) self.b => _,
                     b_stride = in(reg) self.b_stride,
                     b_block = in(reg) BLOCK * self.b_stride,

@@ -30,6 +30,12 @@ pub fn round(x: f32) -> f32 {
     f32::from_bits(round_bits(x))
 }
 
+/// The nearest bf16's own bits.
+#[inline(always)]
+pub(crate) fn half(x: f32) -> u16 {
+    (round_bits(x) >> 16) as u16
+}
+
 /// Two neighbours of a sum in a word.
 #[inline(always)]
 pub(crate) fn pair(first: f32, second: f32) -> u32 {
@@ -208,6 +214,44 @@ pub(crate) fn turn_rows(isa: Isa, out: &mut [u32], stride: usize, x: &[f32], k: 
     }
 }
 
+/// Turns rows of `w` words: `out[c * stride + row] = words[row][c]`. Places of rows that are not there are left as they are.
+///
+/// # Panics
+///
+/// If `words` is not whole rows or `out` has no room for them.
+pub(crate) fn turn_words(isa: Isa, out: &mut [u32], stride: usize, words: &[u32], w: usize) {
+    let rows = words.len() / w;
+    assert!(
+        words.len() == rows * w && rows <= stride && w * stride <= out.len(),
+        "bf16: {rows} rows in {stride}"
+    );
+    // Squares of sixteen by the processor, the rest word by word.
+    let (whole_rows, whole_words) = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => (rows / 16 * 16, w / 16 * 16),
+        _ => (0, 0),
+    };
+    #[cfg(target_arch = "x86_64")]
+    for row in (0..whole_rows).step_by(16) {
+        for c in (0..whole_words).step_by(16) {
+            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; the square is inside by the checks above.
+            unsafe {
+                native::turn_words(
+                    out[c * stride + row..].as_mut_ptr(),
+                    stride,
+                    words[row * w + c..].as_ptr(),
+                    w,
+                );
+            }
+        }
+    }
+    for (row, line) in words.chunks_exact(w).enumerate() {
+        for c in if row < whole_rows { whole_words } else { 0 }..w {
+            out[c * stride + row] = line[c];
+        }
+    }
+}
+
 /// The processor's own rounding.
 #[cfg(target_arch = "x86_64")]
 mod native {
@@ -293,6 +337,25 @@ mod native {
             let mut rows = [_mm512_setzero_si512(); 16];
             for (s, row) in rows.iter_mut().enumerate() {
                 *row = sixteen_pairs(x.add(2 * s * k), x.add((2 * s + 1) * k));
+            }
+            for (c, row) in turned_sixteen(rows).into_iter().enumerate() {
+                _mm512_storeu_si512(out.add(c * stride).cast(), row);
+            }
+        }
+    }
+
+    /// `out[c * stride + i] = x[i * w + c]`, for sixteen of each.
+    ///
+    /// # Safety
+    ///
+    /// Sixteen rows of `x`, `w` words apart, and sixteen of `out` have sixteen words.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn turn_words(out: *mut u32, stride: usize, x: *const u32, w: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_si512(x.add(i * w).cast());
             }
             for (c, row) in turned_sixteen(rows).into_iter().enumerate() {
                 _mm512_storeu_si512(out.add(c * stride).cast(), row);

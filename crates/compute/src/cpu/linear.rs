@@ -79,7 +79,7 @@ impl Write<'_> {
 
 impl Precision {
     /// Terms of a sum that one step adds.
-    fn terms(self) -> usize {
+    pub(super) fn terms(self) -> usize {
         match self {
             Precision::F32 => 1,
             Precision::Bf16 => 2,

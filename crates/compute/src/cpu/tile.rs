@@ -6,13 +6,13 @@
 //! blocks leave the bits unchanged.
 //!
 //! `b` is read as vectors of neighbouring `j` (lanes), `a` one number at a time, broadcast. The numbers
-//! of `a` come in one of three patterns, so that the compiler knows their offsets:
+//! of `a` come in one of four patterns, so that the compiler knows their offsets:
 //!
 //! - [`A::rows`]: `a(i, k) = p[i * STEPS + k]`: rows one after the other, as a packed block;
 //! - [`A::columns`]: `a(i, k) = p[k * stride + i]`: rows side by side, as a packed block or a
 //!   transposed matrix;
-//! - [`A::panels`]: `a(i, k) = p[k / 32 * block + i * 32 + k % 32]`: rows of 32 numbers, as the weight panels
-//!   of `params.rs` read sideways, or attention scores in blocks of 32 keys.
+//! - [`A::panels`]: `a(i, k) = p[k / 32 * block + i * 32 + k % 32]`: attention scores in blocks of 32 keys; and
+//!   [`A::pair_panels`], the same of 16 pairs.
 //!
 //! In [`Precision::Bf16`] every number of `a` and `b` is a pair (`bf16.rs`), a step multiplies two at once, and `k` counts
 //! pairs. The loops are the same: only [`Vector::add_product`] differs, which adds the second product first, rounding
@@ -28,10 +28,13 @@ use crate::params::LANES;
 pub(crate) const ROWS: usize = 12;
 
 /// Rows of the largest tile of tile registers (`amx.rs`).
-const TILE_ROWS: usize = 32;
+pub(crate) const TILE_ROWS: usize = 32;
 
 /// Steps of a block of their sums.
 pub(crate) const CUT: usize = 16;
+
+/// Pairs of a row in a block of [`A::pair_panels`].
+const PAIRS: usize = LANES / 2;
 
 /// Longest row of [`A::rows`], in steps: 12 rows are 7.5 KiB, and a panel's block of as many steps 20 KiB.
 pub(crate) const STEPS: usize = 160;
@@ -49,6 +52,7 @@ enum Pattern {
     Rows,
     Columns,
     Panels,
+    PairPanels,
 }
 
 impl A {
@@ -67,10 +71,19 @@ impl A {
         Self { start, stride: block, pattern: Pattern::Panels }
     }
 
-    /// Where the rows start and how far they are apart, if each lies by itself.
+    /// `a(i, k) = start[k / 16 * block + i * 16 + k % 16]`.
+    pub(crate) fn pair_panels(start: *const f32, block: usize) -> Self {
+        Self { start, stride: block, pattern: Pattern::PairPanels }
+    }
+
+    /// Where blocks of [`CUT`] steps of the rows start, from one row to the next and from one block to the next, if rows lie so.
     #[cfg(target_arch = "x86_64")]
-    pub(super) fn as_rows(self) -> Option<(*const f32, usize)> {
-        (self.pattern == Pattern::Rows).then_some((self.start, self.stride))
+    pub(super) fn as_blocks(self) -> Option<(*const f32, usize, usize)> {
+        match self.pattern {
+            Pattern::Rows => Some((self.start, STEPS, CUT)),
+            Pattern::PairPanels => Some((self.start, PAIRS, self.stride)),
+            Pattern::Columns | Pattern::Panels => None,
+        }
     }
 
     /// `a(i, k)`.
@@ -84,6 +97,7 @@ impl A {
             Pattern::Rows => i * STEPS + k,
             Pattern::Columns => k * self.stride + i,
             Pattern::Panels => k / LANES * self.stride + i * LANES + k % LANES,
+            Pattern::PairPanels => k / PAIRS * self.stride + i * PAIRS + k % PAIRS,
         };
         // SAFETY: inside the operand by the caller's promise.
         unsafe { *self.start.add(at) }
@@ -97,6 +111,7 @@ impl A {
             Pattern::Rows => i * STEPS,
             Pattern::Columns => i,
             Pattern::Panels => i * LANES,
+            Pattern::PairPanels => i * PAIRS,
         };
         // SAFETY: inside the operand by the caller's promise.
         Self { start: unsafe { self.start.add(step) }, ..self }
@@ -368,25 +383,39 @@ impl Tile {
                         b = b.add(self.b_stride);
                     }
                 }
-                Pattern::Panels => {
-                    let mut left = self.k;
-                    while left > 0 {
-                        let inner = left.min(LANES);
-                        let mut p = a;
-                        for _ in 0..inner {
-                            step::<V, R, NV, LANES>(&mut acc, p, b);
-                            p = p.add(1);
-                            b = b.add(self.b_stride);
-                        }
-                        a = a.add(self.a.stride);
-                        left -= inner;
-                    }
-                }
+                Pattern::Panels => self.panels::<V, R, NV, LANES>(&mut acc),
+                Pattern::PairPanels => self.panels::<V, R, NV, PAIRS>(&mut acc),
             }
             for i in 0..R {
                 for v in 0..NV {
                     acc[i][v].store(self.c.add(i * self.c_stride + v * V::WIDTH));
                 }
+            }
+        }
+    }
+}
+
+impl Tile {
+    /// Steps over blocks of `STEP`, in which each row has as many numbers.
+    #[inline(always)]
+    unsafe fn panels<V: Vector, const R: usize, const NV: usize, const STEP: usize>(
+        self,
+        acc: &mut [[V; NV]; R],
+    ) {
+        let (mut a, mut b) = (self.a.start, self.b);
+        let mut left = self.k;
+        // SAFETY: as promised to `product`.
+        unsafe {
+            while left > 0 {
+                let inner = left.min(STEP);
+                let mut p = a;
+                for _ in 0..inner {
+                    step::<V, R, NV, STEP>(acc, p, b);
+                    p = p.add(1);
+                    b = b.add(self.b_stride);
+                }
+                a = a.wrapping_add(self.a.stride);
+                left -= inner;
             }
         }
     }
@@ -712,18 +741,19 @@ mod tests {
                 let b = factors(precision, k * b_stride, 1);
                 let columns = factors(precision, k * 40, 2);
                 let panel_block = m * 32;
-                let panels = factors(precision, k.div_ceil(32) * panel_block, 3);
+                let panels = factors(precision, k.div_ceil(16) * panel_block, 3);
                 let bias = numbers(lanes, 4);
                 let before = numbers(m * lanes, 5);
                 let other = numbers(m * (lanes + 3), 6);
                 let rows = factors(precision, m * STEPS, 7);
-                for pattern in [Pattern::Rows, Pattern::Columns, Pattern::Panels] {
+                for pattern in [Pattern::Rows, Pattern::Columns, Pattern::Panels, Pattern::PairPanels] {
                     for init in 0..4 {
                         let mut c = before.clone();
                         let a = match pattern {
                             Pattern::Rows => A::rows(rows.as_ptr()),
                             Pattern::Columns => A::columns(columns.as_ptr(), 40),
                             Pattern::Panels => A::panels(panels.as_ptr(), panel_block),
+                            Pattern::PairPanels => A::pair_panels(panels.as_ptr(), panel_block),
                         };
                         let how = [
                             Init::C,
@@ -742,6 +772,7 @@ mod tests {
                                     Pattern::Rows => rows[i * STEPS + k],
                                     Pattern::Columns => columns[k * 40 + i],
                                     Pattern::Panels => panels[k / 32 * panel_block + i * 32 + k % 32],
+                                    Pattern::PairPanels => panels[k / 16 * panel_block + i * 16 + k % 16],
                                 });
                                 let from = other[i * (lanes + 3) + j];
                                 let start = [before[i * lanes + j], 0.0, bias[j], from][init];
