@@ -6,6 +6,7 @@
 //!
 //! Only this crate reads the environment, the clock and the terminal. Not here: arithmetic, formats, training.
 
+mod agreement;
 mod args;
 mod bench;
 mod chat;
@@ -25,6 +26,7 @@ mod output;
 mod settings;
 mod train;
 mod ui;
+mod votes;
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
@@ -60,6 +62,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Logprobs(args) => measure::logprobs(&args, &global, ui),
         Verb::Score(args) => measure::score(&args, &global, ui),
         Verb::Chat(args) => chat::run(&args, &global, ui),
+        Verb::Agreement(args) => agreement::run(&args, ui),
         Verb::Bench(verb) => bench::run(&verb, &global, ui),
         Verb::Doctor => doctor::run(&global, ui),
         Verb::Completions { shell } => args::completions(shell),
