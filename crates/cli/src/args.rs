@@ -170,7 +170,7 @@ PandaLM's rows are read as they are. docs/agreement.md has every figure's formul
 Examples:
   polity agreement --data votes.jsonl
   polity agreement --data votes.csv --labels soft.jsonl
-  polity agreement --data votes.jsonl --json | jq '.figures[] | {name, estimate}'")]
+  polity agreement --data votes.jsonl --json | jq '.figures[].estimate'")]
     Agreement(AgreementArgs),
 
     /// Measure how fast this machine trains or generates; prints JSON
