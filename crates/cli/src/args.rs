@@ -214,6 +214,22 @@ Examples:
   echo 'What is the capital of France?' | polity chat runs/ppo/model --json")]
     Chat(ChatArgs),
 
+    /// How far annotators agree, by whom and on what, from a file of votes
+    #[command(long_about = "\
+How far annotators agree: raw agreement, Cohen, Fleiss, Gwet and Krippendorff with intervals, each annotator's \
+reliability, side bias, speed and drift, agreement by category and rubric version, and how many votes are needed. What \
+the votes do not define is said to be undefined, with the reason.
+
+A vote is a row with `prompt`, `left`, `right` (ids of responses), `annotator` and `answer` (left, right, tie, both_bad, \
+skip, flag), and optionally `grade` (1 to 3), `category`, `rubric`, `time_ms`, `duration_ms`, `known`. MT-Bench's and \
+PandaLM's rows are read as they are. docs/agreement.md has every figure's formula.")]
+    #[command(after_long_help = "\
+Examples:
+  polity agreement --data votes.jsonl
+  polity agreement --data votes.csv --labels soft.jsonl
+  polity agreement --data votes.jsonl --json | jq '.figures[].estimate'")]
+    Agreement(AgreementArgs),
+
     /// Measure how fast this machine trains or generates; prints JSON
     #[command(subcommand, arg_required_else_help = true)]
     Bench(BenchVerb),
@@ -268,6 +284,29 @@ pub struct DemoArgs {
     /// A setting of one stage (base, sft, reward, ppo or dpo); repeat for more
     #[arg(long = "set", value_name = "STAGE.KEY=VALUE", value_parser = parse_set)]
     pub sets: Vec<(String, String)>,
+}
+
+/// Flags of `agreement`.
+#[derive(Debug, Args)]
+pub struct AgreementArgs {
+    /// Votes: JSONL, JSON, Parquet or CSV; - is stdin
+    #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub data: PathBuf,
+    /// Where to write what the votes say of each comparison: soft labels, as JSONL
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub labels: Option<PathBuf>,
+    /// Coverage of the intervals
+    #[arg(long, value_name = "SHARE", default_value_t = 0.95, value_parser = share)]
+    pub confidence: f64,
+    /// Resamples of each bootstrap
+    #[arg(long, value_name = "N", default_value_t = 1000, value_parser = at_least_one)]
+    pub resamples: usize,
+    /// Seed of the resamples
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Accuracy on calibration comparisons that annotators must keep
+    #[arg(long, value_name = "SHARE", default_value_t = 0.7, value_parser = share)]
+    pub calibration_floor: f64,
 }
 
 /// Flags of `generate`.
@@ -606,6 +645,13 @@ pub fn parse_set(text: &str) -> Result<(String, String), String> {
         Some((key, value)) if !key.trim().is_empty() => Ok((key.trim().to_owned(), value.to_owned())),
         _ => Err("expected KEY=VALUE, such as temperature=0.7".into()),
     }
+}
+
+fn share(text: &str) -> Result<f64, String> {
+    text.parse()
+        .ok()
+        .filter(|&x| x > 0.0 && x < 1.0)
+        .ok_or_else(|| "expected a number between 0 and 1".into())
 }
 
 fn at_least_one(text: &str) -> Result<usize, String> {

@@ -37,7 +37,7 @@ impl Hardware {
             cores: std::thread::available_parallelism().map_or(1, usize::from),
             threads,
             isa: isa_name(Isa::detect()),
-            bf16: Isa::detect() == Isa::Avx512Bf16,
+            bf16: Isa::detect() >= Isa::Avx512Bf16,
             memory_bytes: kib_of(&meminfo, "MemTotal"),
             memory_available_bytes: kib_of(&meminfo, "MemAvailable"),
             platform: format!("{} {}", std::env::consts::OS, std::env::consts::ARCH),
@@ -53,6 +53,7 @@ pub fn peak_memory_bytes() -> Option<u64> {
 /// As a word.
 pub fn isa_name(isa: Isa) -> &'static str {
     match isa {
+        Isa::Amx => "amx_bf16",
         Isa::Avx512Bf16 => "avx512_bf16",
         Isa::Avx512 => "avx512",
         Isa::Avx2 => "avx2",

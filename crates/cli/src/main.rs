@@ -6,6 +6,7 @@
 //!
 //! Only this crate reads the environment, the clock and the terminal. Not here: arithmetic, formats, training.
 
+mod agreement;
 mod args;
 mod bench;
 mod chat;
@@ -33,6 +34,7 @@ mod sample;
 mod settings;
 mod train;
 mod ui;
+mod votes;
 
 use std::panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind};
 use std::process::ExitCode;
@@ -75,6 +77,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Logprobs(args) => measure::logprobs(&args, &global, ui),
         Verb::Score(args) => measure::score(&args, &global, ui),
         Verb::Chat(args) => chat::run(&args, &global, ui),
+        Verb::Agreement(args) => agreement::run(&args, ui),
         Verb::Bench(verb) => bench::run(&verb, &global, ui),
         Verb::Doctor => doctor::run(&global, ui),
         Verb::Completions { shell } => args::completions(shell),

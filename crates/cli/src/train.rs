@@ -96,7 +96,7 @@ impl<C: Config> Setup<C> {
             _ => config,
         };
         match (precision, cpu.isa()) {
-            (polity_compute::Precision::Bf16, Isa::Avx512Bf16) => {
+            (polity_compute::Precision::Bf16, Isa::Avx512Bf16 | Isa::Amx) => {
                 findings.note("matrix products in bf16; weights, sums, gradients and moments in f32".into())
             }
             (polity_compute::Precision::Bf16, _) => findings.warn(

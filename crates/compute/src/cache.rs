@@ -2,13 +2,14 @@
 //!
 //! A page holds 32 positions of one sequence for all layers, in the block layout that `cpu/attention.rs`
 //! computes with: for each layer and key/value head, keys channel by channel (`[d][32]`), then values key by
-//! key (`[32][dp]`). Pages are counted: sequences forked from one prompt share its pages, and a page is copied
+//! key (`[32][dp]`); where products are in bf16, pairs of channels and of keys, in half the memory. Pages are counted: sequences forked from one prompt share its pages, and a page is copied
 //! only when one of several owners writes into it.
 //!
 //! Not here: who is decoded when (`lm`'s engine).
 
 use crate::config::DecoderConfig;
-use crate::cpu::attention::{KEYS, padded_head};
+use crate::cpu::Precision;
+use crate::cpu::attention::{KEYS, block_words};
 use crate::params::Buffer;
 
 /// Positions in one page.
@@ -34,13 +35,16 @@ pub struct KvCache {
     page_len: usize,
     head_len: usize,
     kv_heads: usize,
-    head_dim: usize,
+    /// Words of a page's keys of one head; its values follow.
+    keys_len: usize,
+    precision: Precision,
 }
 
 impl KvCache {
-    /// An empty cache for this decoder.
-    pub fn new(config: &DecoderConfig) -> Self {
-        let head_len = PAGE * (config.head_dim + padded_head(config.head_dim));
+    /// An empty cache for this decoder, with weights of this precision.
+    pub fn new(config: &DecoderConfig, precision: Precision) -> Self {
+        let (keys_len, values_len) = block_words(precision, config.head_dim);
+        let head_len = keys_len + values_len;
         Self {
             pages: Vec::new(),
             owners: Vec::new(),
@@ -49,8 +53,14 @@ impl KvCache {
             page_len: config.layers * config.kv_heads * head_len,
             head_len,
             kv_heads: config.kv_heads,
-            head_dim: config.head_dim,
+            keys_len,
+            precision,
         }
+    }
+
+    /// What products with these keys and values are computed in.
+    pub(crate) fn precision(&self) -> Precision {
+        self.precision
     }
 
     /// Bytes of one page.
@@ -166,7 +176,7 @@ impl KvCache {
         g: usize,
     ) -> (usize, usize, usize) {
         let start = (layer * self.kv_heads + g) * self.head_len;
-        (self.sequence(id).pages[block], start, start + self.head_dim * PAGE)
+        (self.sequence(id).pages[block], start, start + self.keys_len)
     }
 
     pub(crate) fn page(&self, page: usize) -> &[f32] {
@@ -192,7 +202,8 @@ mod tests {
             page_len: 4,
             head_len: 4,
             kv_heads: 1,
-            head_dim: 0,
+            keys_len: 0,
+            precision: Precision::F32,
         }
     }
 

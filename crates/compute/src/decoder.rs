@@ -228,7 +228,7 @@ impl Decoder {
     ///
     /// # Panics
     ///
-    /// As [`Decoder::forward`].
+    /// As [`Decoder::forward`]; if the cache is of another precision than the weights.
     pub fn extend(
         &self,
         cpu: &Cpu,
@@ -237,6 +237,7 @@ impl Decoder {
         tokens: &[(SequenceId, &[u32])],
         tape: &mut Tape,
     ) {
+        assert_eq!(cache.precision(), params.precision(), "extend: the cache is of the weights' precision");
         tape.kept = None;
         let mut feeds = Vec::with_capacity(tokens.len());
         let mut ids = Vec::new();
@@ -360,7 +361,7 @@ impl Decoder {
                 tape.sum.grow(n * shape.heads);
                 let max = &mut tape.max[..n * shape.heads];
                 let sum = &mut tape.sum[..n * shape.heads];
-                attention::forward(cpu, attn, max, sum, qkv, batch, shape, self.attention(l));
+                attention::forward(cpu, precision, attn, max, sum, qkv, batch, shape, self.attention(l));
             }
             Keys::Cache(cache, feeds) => {
                 attention::store(cache, qkv, feeds, l, shape);
@@ -639,7 +640,19 @@ impl Decoder {
         cpu.clear(d_qkv);
         let (max, sum) = (&tape.max[..n * shape.heads], &tape.sum[..n * shape.heads]);
         let qkv = tape.qkv.read(cpu, precision, qkv, n * w);
-        attention::backward(cpu, d_qkv, d_attn, all_attn, max, sum, qkv, batch, shape, self.attention(l));
+        attention::backward(
+            cpu,
+            precision,
+            d_qkv,
+            d_attn,
+            all_attn,
+            max,
+            sum,
+            qkv,
+            batch,
+            shape,
+            self.attention(l),
+        );
         if let Position::Rotary { .. } = config.position {
             rope::rotate(cpu, d_qkv, rope, shape, true);
         }

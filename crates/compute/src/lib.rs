@@ -20,7 +20,7 @@ pub use batch::{Batch, Prediction, Segment};
 pub use cache::{KvCache, SequenceId};
 pub use config::{DecoderConfig, Head, Mlp, NormKind, NormPlace, Position, QkNorm};
 pub use cpu::logprob::LogProbs;
-pub use cpu::{Cpu, Isa, Precision};
+pub use cpu::{Cpu, Isa, Order, Precision};
 pub use decoder::{Decoder, Recompute, Tape};
 pub use optim::{Optimizer, OptimizerConfig, Schedule, UpdateStats};
 pub use params::{Layout, ParamSpec, Params, Shape, Weights};

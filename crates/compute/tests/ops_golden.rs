@@ -7,7 +7,7 @@
 
 use polity_compute::config::{AttentionParams, Heads};
 use polity_compute::params::{Buffer, LANES};
-use polity_compute::{Batch, Mlp, NormKind, ParamSpec, Params, Precision, Shape, ops};
+use polity_compute::{Batch, Mlp, NormKind, Order, ParamSpec, Params, Shape, ops};
 use safetensors::{Dtype, SafeTensors};
 
 /// What gradients hold before a backward, which must add.
@@ -116,10 +116,10 @@ fn linear() {
     let (n, k) = (get("b").len(), get("d_w").len() / get("b").len());
     let (x, w, d_y) = (get("x"), to_panels(&get("w"), k), get("d_y"));
     let mut y = unwritten(d_y.len());
-    ops::linear::forward(Precision::F32, &mut y, &x, &w, Some(&get("b")), n, k);
+    ops::linear::forward(Order::Terms, &mut y, &x, &w, Some(&get("b")), n, k);
     let (mut d_x, mut d_w, mut d_b) = (before(x.len()), before(w.len()), before(n));
-    ops::linear::backward_input(Precision::F32, &mut d_x, &d_y, &w, n, k);
-    ops::linear::backward_weight(Precision::F32, &mut d_w, Some(&mut d_b), &d_y, &x, n, k);
+    ops::linear::backward_input(Order::Terms, &mut d_x, &d_y, &w, n, k);
+    ops::linear::backward_weight(Order::Terms, &mut d_w, Some(&mut d_b), &d_y, &x, n, k);
     // Measured worst 1.4e-7.
     golden.check("linear.y", &y, 7e-7);
     golden.check_added("linear.d_x", &d_x, 7e-7);

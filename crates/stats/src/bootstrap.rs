@@ -12,8 +12,12 @@
 //! Quantiles interpolate linearly between order statistics (numpy's default). Resample `r` is a function of the seed and
 //! `r` alone.
 //!
+//! Many statistics are functions of sums over clusters (a coincidence matrix, a confusion table). [`bootstrap_sums`] takes
+//! those: a resample costs a draw for each cluster and a product for each *distinct* row, and the jackknife is a subtraction.
+//!
 //! Source: Efron 1987, "Better bootstrap confidence intervals", JASA 82.
 
+use std::collections::HashMap;
 use std::hash::Hash;
 
 use serde::Serialize;
@@ -116,6 +120,121 @@ pub fn bootstrap_paired<K: Eq + Hash>(
     bootstrap_mean(&differences, cluster, how)
 }
 
+/// What each cluster adds to a statistic's sums. Equal rows are kept once.
+#[derive(Clone, Debug)]
+pub struct Sums {
+    width: usize,
+    /// Distinct rows, one after the other.
+    rows: Vec<f64>,
+    /// Which row each cluster has.
+    row_of: Vec<u32>,
+    number: HashMap<Vec<u64>, u32>,
+}
+
+impl Sums {
+    /// No clusters yet; each will add `width` numbers.
+    pub fn new(width: usize) -> Self {
+        Sums { width, rows: Vec::new(), row_of: Vec::new(), number: HashMap::new() }
+    }
+
+    /// Adds a cluster.
+    ///
+    /// # Panics
+    ///
+    /// If the row has another width.
+    pub fn push(&mut self, row: &[f64]) {
+        assert_eq!(row.len(), self.width, "bootstrap: a row of sums has another width");
+        let bits: Vec<u64> = row.iter().map(|x| x.to_bits()).collect();
+        let next = self.number.len() as u32;
+        let number = *self.number.entry(bits).or_insert(next);
+        if number == next {
+            self.rows.extend_from_slice(row);
+        }
+        self.row_of.push(number);
+    }
+
+    /// Clusters.
+    pub fn clusters(&self) -> usize {
+        self.row_of.len()
+    }
+
+    /// The sums over all clusters.
+    pub fn total(&self) -> Vec<f64> {
+        let mut counts = vec![0.0; self.number.len()];
+        self.row_of.iter().for_each(|&row| counts[row as usize] += 1.0);
+        self.weighted(&counts)
+    }
+
+    /// `Σ_row counts[row] * row`.
+    fn weighted(&self, counts: &[f64]) -> Vec<f64> {
+        let mut sums = vec![0.0; self.width];
+        for (row, &count) in self.rows.chunks_exact(self.width).zip(counts) {
+            if count != 0.0 {
+                sums.iter_mut().zip(row).for_each(|(sum, x)| *sum += count * x);
+            }
+        }
+        sums
+    }
+}
+
+/// A function of sums over clusters; `None` where these sums do not define it.
+pub type Statistic<'f> = &'f dyn Fn(&[f64]) -> Option<f64>;
+
+/// Share of resamples in which a statistic may be undefined before its interval is.
+const UNDEFINED_SHARE_MAX: f64 = 0.05;
+
+/// Bootstraps functions of sums over clusters, all on the same resamples; `None` is a statistic that these sums do not
+/// define. The same answer as [`bootstrap`] up to rounding.
+///
+/// A statistic is [`Error::Unstable`] if it is undefined without one of the clusters or in more than a twentieth of the
+/// resamples; rarer ones are left out.
+///
+/// # Panics
+///
+/// If there are no resamples, the confidence is not between 0 and 1, or a statistic of all clusters is `None`.
+pub fn bootstrap_sums<const S: usize>(
+    sums: &Sums,
+    statistics: [Statistic<'_>; S],
+    how: Resampling,
+) -> Result<[Result<Bootstrap, Error>; S], Error> {
+    check_confidence(how.confidence);
+    assert!(how.resamples > 0, "bootstrap: no resamples");
+    let clusters = sums.clusters();
+    check_count("bootstrap", "clusters", clusters, 2)?;
+    let total = sums.total();
+
+    let mut draws: [Vec<f64>; S] = std::array::from_fn(|_| Vec::with_capacity(how.resamples));
+    let mut counts = vec![0.0; sums.number.len()];
+    for r in 0..how.resamples {
+        let mut stream = Stream::new(how.seed, "bootstrap", r as u64);
+        counts.fill(0.0);
+        (0..clusters).for_each(|_| counts[sums.row_of[stream.below(clusters)] as usize] += 1.0);
+        let drawn = sums.weighted(&counts);
+        for (draws, statistic) in draws.iter_mut().zip(statistics) {
+            draws.extend(statistic(&drawn).filter(|x| x.is_finite()));
+        }
+    }
+
+    let mut draws = draws.into_iter();
+    Ok(statistics.map(|statistic| {
+        let draws = draws.next().expect("as many as statistics");
+        let estimate = statistic(&total).expect("the caller has checked that the statistic is defined");
+        let undefined = how.resamples - draws.len();
+        let unstable = || Error::Unstable { undefined, resamples: how.resamples };
+        if undefined as f64 > UNDEFINED_SHARE_MAX * how.resamples as f64 {
+            return Err(unstable());
+        }
+        let without: Option<Vec<f64>> = sums
+            .rows
+            .chunks_exact(sums.width)
+            .map(|row| statistic(&total.iter().zip(row).map(|(t, x)| t - x).collect::<Vec<_>>()))
+            .collect();
+        let without = without.ok_or_else(unstable)?;
+        let left_out: Vec<f64> = sums.row_of.iter().map(|&row| without[row as usize]).collect();
+        Ok(intervals(estimate, draws, &left_out, how.confidence))
+    }))
+}
+
 /// The bootstrap of a statistic of cluster numbers `0..clusters`.
 fn resample(
     clusters: usize,
@@ -129,7 +248,7 @@ fn resample(
     let estimate = statistic(&all);
 
     let mut drawn = vec![0; clusters];
-    let mut draws: Vec<f64> = (0..how.resamples)
+    let draws: Vec<f64> = (0..how.resamples)
         .map(|r| {
             let mut stream = Stream::new(how.seed, "bootstrap", r as u64);
             drawn.iter_mut().for_each(|c| *c = stream.below(clusters));
@@ -137,18 +256,22 @@ fn resample(
         })
         .collect();
     check_values("bootstrap", &draws, "a finite statistic of every resample", f64::is_finite)?;
-    draws.sort_by(f64::total_cmp);
-
     let left_out: Vec<f64> = (0..clusters)
         .map(|out| statistic(&all.iter().copied().filter(|&c| c != out).collect::<Vec<_>>()))
         .collect();
     check_values("bootstrap", &left_out, "a finite statistic without one cluster", f64::is_finite)?;
-    let acceleration = acceleration(&left_out);
+    Ok(intervals(estimate, draws, &left_out, how.confidence))
+}
+
+/// The summary of a bootstrap distribution and a jackknife.
+fn intervals(estimate: f64, mut draws: Vec<f64>, left_out: &[f64], confidence: f64) -> Bootstrap {
+    draws.sort_by(f64::total_cmp);
+    let acceleration = acceleration(left_out);
     let b = draws.len() as f64;
     let below = draws.partition_point(|&x| x < estimate) + draws.partition_point(|&x| x <= estimate);
     let bias = normal_quantile(below as f64 / (2.0 * b));
 
-    let tails = [0.5 - 0.5 * how.confidence, 0.5 + 0.5 * how.confidence];
+    let tails = [0.5 - 0.5 * confidence, 0.5 + 0.5 * confidence];
     let [low, high] = tails.map(|p| quantile(&draws, p));
     let varies = draws[0] < draws[draws.len() - 1] && bias.is_finite();
     let [bca_low, bca_high] = tails.map(|p| {
@@ -157,15 +280,15 @@ fn resample(
     });
     let mean = draws.iter().sum::<f64>() / b;
     let variance = draws.iter().map(|x| (x - mean) * (x - mean)).sum::<f64>() / (b - 1.0).max(1.0);
-    Ok(Bootstrap {
+    Bootstrap {
         estimate,
         se: variance.sqrt(),
         percentile: (low, high),
         bca: (bca_low, bca_high),
         bias,
         acceleration,
-        clusters,
-    })
+        clusters: left_out.len(),
+    }
 }
 
 /// The level at which BCa reads the resampled statistics, in place of `p`.

@@ -1,4 +1,5 @@
-//! Pure statistics: intervals, win rates, exact tests, the bootstrap, calibration, and a linear baseline.
+//! Pure statistics: intervals, win rates, exact tests, the bootstrap, calibration, a linear baseline; and what a panel's votes
+//! say: agreement, reliability, strengths, bias, drift, and how many votes are needed.
 //!
 //! Every function maps numbers to numbers: no IO, no clock, no hidden randomness. Where chance is used, the caller gives
 //! the seed and the answer is the same on every machine. All sums are in f64.
@@ -9,25 +10,50 @@
 //! Checked against scipy, statsmodels and scikit-learn: `tests/golden/make_golden.py` writes the numbers that `tests/golden.rs`
 //! reads.
 //!
-//! Not here: agreement between annotators, Bradley-Terry models, sequential tests.
+//! Reading order for votes: `vote.rs` (what a vote is, and its canonical orientation), `agreement`, `crowd_bt.rs` and
+//! `crowd_pairs.rs`, `panel.rs` (all of it in one report).
+//!
+//! Not here: sequential tests of win rates.
 
+pub mod agreement;
 mod bootstrap;
+mod bradley_terry;
 mod calibration;
+mod crowd_bt;
+mod crowd_pairs;
+mod dawid_skene;
+mod drift;
 mod exact;
 mod interval;
+mod linalg;
 mod logistic;
+pub mod panel;
+mod power;
 mod rng;
+mod side_bias;
 mod special;
+pub mod vote;
 mod win_rate;
 
-pub use bootstrap::{Bootstrap, Resampling, bootstrap, bootstrap_mean, bootstrap_paired};
+pub use bootstrap::{
+    Bootstrap, Resampling, Statistic, Sums, bootstrap, bootstrap_mean, bootstrap_paired, bootstrap_sums,
+};
+pub use bradley_terry::{
+    BradleyTerry, BradleyTerryConfig, ELO_PER_NAT, Match, Outcome, Ties, elo, normal_interval,
+};
 pub use calibration::{
     Binning, area_under_curve, brier_score, calibration_error, calibration_error_if_calibrated,
 };
+pub use crowd_bt::{CrowdBt, CrowdPrior, Reliability};
+pub use crowd_pairs::{CrowdPairs, PairVote, SoftLabel};
+pub use dawid_skene::{DawidSkene, DawidSkeneConfig};
+pub use drift::{AccuracyMonitor, Cusum, Threshold, cusum_threshold, drift_p_value};
 pub use exact::{SignTest, sign_test};
 pub use interval::{ClusteredMean, Estimate, clustered_mean, mean, wilson};
 pub use logistic::{Logistic, LogisticConfig, SparseRow};
+pub use power::{comparisons_for_margin, comparisons_to_detect, majority_accuracy, votes_for_majority};
 pub use rng::Stream;
+pub use side_bias::{SideBias, benjamini_hochberg, side_bias};
 pub use special::{beta_cdf, binomial_at_least, normal_cdf, normal_quantile, t_cdf, t_quantile};
 pub use win_rate::{WinRate, win_rate};
 
@@ -71,6 +97,62 @@ pub enum Error {
         iterations: usize,
         /// What was asked for.
         tolerance: f64,
+    },
+    /// More than the method is made for.
+    #[error("{method} takes at most {limit} {what}, found {found}")]
+    TooMany {
+        /// Which method.
+        method: &'static str,
+        /// Items of what.
+        what: &'static str,
+        /// Largest number.
+        limit: usize,
+        /// Number given.
+        found: usize,
+    },
+    /// A statistic that too few clusters carry for a bootstrap.
+    #[error(
+        "undefined in {undefined} of {resamples} resamples, or without one cluster: too few clusters carry it"
+    )]
+    Unstable {
+        /// Resamples in which it is undefined.
+        undefined: usize,
+        /// Resamples made.
+        resamples: usize,
+    },
+    /// Comparisons that leave some items infinitely better or worse than others.
+    #[error(
+        "no finite Bradley-Terry strengths: items {unbeaten:?} never lost or tied against the others, items {winless:?} never won or tied; expected a strongly connected win graph, or a ridge"
+    )]
+    Disconnected {
+        /// Items that never lost or tied against the rest.
+        unbeaten: Vec<usize>,
+        /// Items that never won or tied against the rest.
+        winless: Vec<usize>,
+    },
+    /// Several values where one was expected.
+    #[error("annotator {annotator} gave item {item} {values} values, expected one")]
+    Repeated {
+        /// Which item.
+        item: usize,
+        /// Who.
+        annotator: usize,
+        /// How many.
+        values: usize,
+    },
+    /// A comparison of a response with itself.
+    #[error("prompt `{prompt}`: response `{response}` is compared with itself; expected two responses")]
+    SameResponse {
+        /// The prompt.
+        prompt: String,
+        /// The response.
+        response: String,
+    },
+    /// A grade that is not on the scale.
+    #[error("a grade of {grade}; expected 1 to {}", vote::GRADE_MAX)]
+    BadGrade {
+        /// The grade.
+        grade: u8,
     },
 }
 

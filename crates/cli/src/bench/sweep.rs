@@ -56,7 +56,7 @@ struct At {
 pub(super) fn run(args: &BenchSweepArgs, global: &Global, ui: &Ui) -> CommandResult {
     let places = places(args, global)?;
     let precisions = match args.precisions.as_slice() {
-        [] if Isa::detect() == Isa::Avx512Bf16 => vec![Precision::F32, Precision::Bf16],
+        [] if Isa::detect() >= Isa::Avx512Bf16 => vec![Precision::F32, Precision::Bf16],
         [] => vec![Precision::F32],
         asked => asked.to_vec(),
     };

@@ -6,14 +6,19 @@
 //! one chain over the keys. A masked key has weight exactly 0 and adds exactly nothing. So a row's bits
 //! depend on its own keys alone, not on the rows computed beside it.
 //!
-//! At most `[48, keys]` scores exist at a time for each thread, in blocks `[key / 32][row][key % 32]`, which
+//! At most `[64, keys]` scores exist at a time for each thread, in blocks `[key / 32][row][key % 32]`, which
 //! is the pattern that the micro-kernel broadcasts from. Backward computes them again.
+//!
+//! In bf16 all five products are of pairs: queries and keys, the output's gradient and values along the head's channels, weights and values,
+//! scores' gradients and keys along the keys, and what is added to the gradients of keys and values along the query rows. Scores, softmax
+//! and sums are f32. Gathering rounds; queries, keys and values are bf16 already (`decoder.rs`), so that the cache, which holds pairs, loses nothing.
 //!
 //! Letters: `s` key, `d` head size, `dp` head size rounded up to 16, `g` key/value head.
 
 use std::cell::RefCell;
 
-use super::tile::{A, Init, ROWS, STEPS};
+use super::bf16;
+use super::tile::{A, CUT, Init, STEPS, TILE_ROWS};
 use super::vector::{Lanes, exp, vectorized};
 use super::{Cpu, Isa, Precision, SharedMut};
 use crate::batch::Batch;
@@ -27,24 +32,46 @@ pub const KEYS: usize = 32;
 /// Query tokens of one forward task; each task gathers its keys for itself.
 const QUERIES: usize = 192;
 
-/// Query rows whose scores backward holds at a time.
-const BACKWARD_ROWS: usize = 4 * ROWS;
+/// Query rows whose scores backward holds at a time: whole tiles.
+fn backward_rows(isa: Isa, precision: Precision) -> usize {
+    let tile = isa.tile_rows(precision);
+    (BACKWARD_ROWS_MIN).next_multiple_of(tile)
+}
+
+/// The least of them.
+const BACKWARD_ROWS_MIN: usize = 48;
+
+/// Pairs of a row in one block of keys.
+const KEY_PAIRS: usize = KEYS / 2;
 
 /// A head's size in the scratch and in the cache: whole vectors.
 pub fn padded_head(head_dim: usize) -> usize {
     head_dim.next_multiple_of(16)
 }
 
-/// One block of keys and values.
+/// Words of a head's row: pairs in bf16, in whole blocks of a tile's sums, so that its shape stays.
+fn head_words(precision: Precision, d: usize) -> usize {
+    match precision {
+        Precision::F32 => d,
+        Precision::Bf16 => d.next_multiple_of(2 * CUT) / 2,
+    }
+}
+
+/// Words of a block's keys and of its values.
+pub(crate) fn block_words(precision: Precision, d: usize) -> (usize, usize) {
+    (head_words(precision, d) * KEYS, KEYS / precision.terms() * padded_head(d))
+}
+
+/// One block of keys and values: words, of `w` in a head's row.
 #[derive(Clone, Copy)]
 pub(crate) struct Block {
-    /// `[d][32]`: channel by channel, 32 keys side by side.
+    /// `[w][32]`: channel by channel (or two and two), 32 keys side by side.
     pub(crate) keys_t: *const f32,
-    /// `[32][dp]`: key by key, padded with zeros.
+    /// `[32][dp]`, or `[16][dp]` of pairs: key by key, padded with zeros.
     pub(crate) values: *const f32,
 }
 
-/// Some rows (at most [`ROWS`]) of one query head, or of several heads at one position.
+/// Some rows (at most [`TILE_ROWS`]) of one query head, or of several heads at one position.
 #[derive(Clone, Copy)]
 pub(crate) struct Queries<'a> {
     /// As [`pack`] packs them.
@@ -81,6 +108,7 @@ fn first_key(position: usize, window: Option<usize>) -> usize {
 /// Every block of the rows' keys must be readable, and zero or finite where it holds no key yet.
 pub(crate) unsafe fn attend(
     isa: Isa,
+    precision: Precision,
     out: &mut [f32],
     max: &mut [f32],
     sum: &mut [f32],
@@ -88,19 +116,18 @@ pub(crate) unsafe fn attend(
     p: AttentionParams,
     head_dim: usize,
     scores: &mut Buffer,
+    weights: &mut Buffer,
     block: impl Fn(usize) -> Block,
 ) {
-    let (rows, dp) = (queries.rows, padded_head(head_dim));
+    let (rows, dp, words) = (queries.rows, padded_head(head_dim), head_words(precision, head_dim));
     let blocks = queries.blocks(p.window);
     scores.grow(blocks.len() * rows * KEYS);
     let stride = rows * KEYS;
     for (at, b) in blocks.clone().enumerate() {
         let c = scores[at * stride..(at + 1) * stride].as_mut_ptr();
-        let a = packed_rows(queries.packed, rows, head_dim);
-        // SAFETY: `packed` holds `rows` of `d`, the block's keys are `[d][32]`, `c` has `rows` of 32.
-        unsafe {
-            isa.product(Precision::F32, c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, head_dim, Init::Zero)
-        };
+        let a = packed_rows(queries.packed, rows, words);
+        // SAFETY: `packed` holds `rows` of `w`, the block's keys are `[w][32]`, `c` has `rows` of 32.
+        unsafe { isa.product(precision, c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, words, Init::Zero) };
     }
     for r in 0..rows {
         let position = queries.position_of(r);
@@ -113,23 +140,45 @@ pub(crate) unsafe fn attend(
         };
         (max[r], sum[r]) = softmax_row(isa, scores, row, p);
     }
+    if precision == Precision::Bf16 {
+        weights.grow(blocks.len() * rows * KEY_PAIRS);
+        bf16::narrow(isa, bytemuck::cast_slice_mut(weights), &scores[..blocks.len() * stride]);
+    }
+    let (_, block_values) = block_words(precision, head_dim);
     // Blocks whose values follow one another are one product: its sums stay in registers.
     let mut at = 0;
     while at < blocks.len() {
         let values = block(blocks.start + at).values;
         let follows =
-            |more: usize| block(blocks.start + at + more).values == values.wrapping_add(more * KEYS * dp);
+            |more: usize| block(blocks.start + at + more).values == values.wrapping_add(more * block_values);
         let count = (1..blocks.len() - at).take_while(|&more| follows(more)).count() + 1;
-        let a = A::panels(scores[at * stride..].as_ptr(), stride);
+        let (a, k) = score_rows(precision, scores, weights, at, rows, count);
         let init = if at == 0 { Init::Zero } else { Init::C };
-        let k = count * KEYS;
-        // SAFETY: `scores` holds `rows` of 32 for each block, its values are `[32][dp]`, `out` is `[rows][dp]`.
-        unsafe { isa.product(Precision::F32, out.as_mut_ptr(), dp, a, values, dp, rows, dp, k, init) };
+        // SAFETY: `a` holds `rows` of each block, its values are 32 keys of `dp`, `out` is `[rows][dp]`.
+        unsafe { isa.product(precision, out.as_mut_ptr(), dp, a, values, dp, rows, dp, k, init) };
         at += count;
     }
     for (out_d, &sum) in out.chunks_exact_mut(dp).zip(&*sum) {
         for out in out_d {
             *out /= sum;
+        }
+    }
+}
+
+/// The left operand of `count` blocks' scores from block `at` on, or of their rounded pairs, and its steps.
+fn score_rows(
+    precision: Precision,
+    scores: &[f32],
+    pairs: &[f32],
+    at: usize,
+    rows: usize,
+    count: usize,
+) -> (A, usize) {
+    match precision {
+        Precision::F32 => (A::panels(scores[at * rows * KEYS..].as_ptr(), rows * KEYS), count * KEYS),
+        Precision::Bf16 => {
+            let block = rows * KEY_PAIRS;
+            (A::pair_panels(pairs[at * block..].as_ptr(), block), count * KEY_PAIRS)
         }
     }
 }
@@ -210,6 +259,7 @@ struct Scratch {
     keys_t: Buffer,
     values: Buffer,
     scores: Buffer,
+    weights: Buffer,
     out: Buffer,
     keys: Buffer,
     values_t: Buffer,
@@ -218,6 +268,7 @@ struct Scratch {
     d_values: Buffer,
     rows: Buffer,
     d_rows: Buffer,
+    turned: Buffer,
 }
 
 thread_local! {
@@ -255,17 +306,41 @@ fn path_rows(batch: &Batch, segment: usize) -> Vec<usize> {
     batch.path(segment).into_iter().flat_map(|s| batch.segments[s].rows()).collect()
 }
 
-/// Gathers a head's channels of some rows as `[row / 32][d][row % 32]`, zeros at the end.
-fn gather_t(isa: Isa, out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
-    let d = columns.d;
+/// Gathers a head's channels of some rows as `[row / 32][w][row % 32]`, zeros at the end.
+fn gather_t(
+    isa: Isa,
+    precision: Precision,
+    out: &mut Buffer,
+    from: &[f32],
+    rows: &[usize],
+    columns: Columns,
+    line: &mut Buffer,
+) {
+    let words = head_words(precision, columns.d);
     let blocks = rows.len().div_ceil(KEYS);
-    out.grow(blocks * d * KEYS);
+    out.grow(blocks * words * KEYS);
     if !rows.len().is_multiple_of(KEYS) {
-        out[(blocks - 1) * d * KEYS..blocks * d * KEYS].fill(0.0);
+        out[(blocks - 1) * words * KEYS..blocks * words * KEYS].fill(0.0);
     }
-    for (block, rows) in out.chunks_exact_mut(d * KEYS).zip(rows.chunks(KEYS)) {
-        turn(isa, block, from, rows, columns);
+    for (block, rows) in out.chunks_exact_mut(words * KEYS).zip(rows.chunks(KEYS)) {
+        match precision {
+            Precision::F32 => turn(isa, block, from, rows, columns),
+            Precision::Bf16 => {
+                line.grow(KEYS * words);
+                for (line, &row) in line.chunks_exact_mut(words).zip(rows) {
+                    narrow_head(isa, line, columns.of(from, row));
+                }
+                let lines = bytemuck::cast_slice(&line[..rows.len() * words]);
+                bf16::turn_words(isa, bytemuck::cast_slice_mut(block), KEYS, lines, words);
+            }
+        }
     }
+}
+
+/// Rounds a head's row into its words, zeros in the padding.
+fn narrow_head(isa: Isa, words: &mut [f32], x_d: &[f32]) {
+    bf16::narrow(isa, bytemuck::cast_slice_mut(words), x_d);
+    words[x_d.len().div_ceil(2)..].fill(0.0);
 }
 
 vectorized! {
@@ -288,34 +363,53 @@ vectorized! {
     }
 }
 
-/// Gathers a head's channels of some rows as `[row][dp]`, zeros in the padding and up to whole blocks.
-fn gather(out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
-    let (d, dp) = (columns.d, padded_head(columns.d));
-    let len = rows.len().next_multiple_of(KEYS) * dp;
+/// Gathers a head's channels of some rows as `[row][dp]`, or two rows a line as pairs, zeros in the padding and up to whole blocks.
+fn gather(isa: Isa, precision: Precision, out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
+    let (d, dp, terms) = (columns.d, padded_head(columns.d), precision.terms());
+    let len = rows.len().next_multiple_of(KEYS) / terms * dp;
     out.grow(len);
-    out[rows.len() * dp..len].fill(0.0);
-    for (out_d, &row) in out.chunks_exact_mut(dp).zip(rows) {
-        out_d[..d].copy_from_slice(columns.of(from, row));
+    out[rows.len().div_ceil(terms) * dp..len].fill(0.0);
+    for (out_d, rows) in out.chunks_exact_mut(dp).zip(rows.chunks(terms)) {
+        let first = columns.of(from, rows[0]);
+        match precision {
+            Precision::F32 => out_d[..d].copy_from_slice(first),
+            Precision::Bf16 => {
+                let second = rows.get(1).map(|&row| columns.of(from, row));
+                bf16::pair_rows(isa, bytemuck::cast_slice_mut(&mut out_d[..d]), first, second);
+            }
+        }
         out_d[d..].fill(0.0);
     }
 }
 
 /// Packs some rows of heads to be multiplied by keys: one after the other, or side by side where they are longer than [`STEPS`].
-fn pack<'x>(out: &mut Buffer, rows: impl ExactSizeIterator<Item = &'x [f32]>, d: usize) {
-    let count = rows.len();
-    out.grow(count * d.max(STEPS));
+fn pack<'x>(
+    isa: Isa,
+    precision: Precision,
+    out: &mut Buffer,
+    rows: impl ExactSizeIterator<Item = &'x [f32]>,
+    d: usize,
+) {
+    let (count, words) = (rows.len(), head_words(precision, d));
+    out.grow(count * words.max(STEPS));
     for (r, x_d) in rows.enumerate() {
-        if d <= STEPS {
-            out[r * STEPS..][..d].copy_from_slice(x_d);
-        } else {
-            x_d.iter().enumerate().for_each(|(i, &x)| out[i * count + r] = x);
+        match precision {
+            Precision::F32 if words <= STEPS => out[r * STEPS..][..words].copy_from_slice(x_d),
+            Precision::Bf16 if words <= STEPS => narrow_head(isa, &mut out[r * STEPS..][..words], x_d),
+            Precision::F32 => x_d.iter().enumerate().for_each(|(i, &x)| out[i * count + r] = x),
+            Precision::Bf16 => {
+                let number = |i: usize| x_d.get(i).copied().unwrap_or(0.0);
+                for w in 0..words {
+                    out[w * count + r] = f32::from_bits(bf16::pair(number(2 * w), number(2 * w + 1)));
+                }
+            }
         }
     }
 }
 
 /// What [`pack`] packed.
-fn packed_rows(packed: &[f32], count: usize, d: usize) -> A {
-    if d <= STEPS { A::rows(packed.as_ptr()) } else { A::columns(packed.as_ptr(), count) }
+fn packed_rows(packed: &[f32], count: usize, words: usize) -> A {
+    if words <= STEPS { A::rows(packed.as_ptr()) } else { A::columns(packed.as_ptr(), count) }
 }
 
 /// Writes `out_nq` (`[n, h*d]`) and the softmax's `max_nh` and `sum_nh`.
@@ -325,6 +419,7 @@ fn packed_rows(packed: &[f32], count: usize, d: usize) -> A {
 /// If the lengths do not fit together.
 pub fn forward(
     cpu: &Cpu,
+    precision: Precision,
     out_nq: &mut [f32],
     max_nh: &mut [f32],
     sum_nh: &mut [f32],
@@ -334,7 +429,9 @@ pub fn forward(
     p: AttentionParams,
 ) {
     check(out_nq.len(), max_nh.len(), sum_nh.len(), qkv.len(), batch, shape);
-    let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let (isa, d, dp, h) = (cpu.isa(), shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let (block_keys, block_values) = block_words(precision, d);
+    let tile_rows = isa.tile_rows(precision);
     let mut tasks = Vec::new();
     for (index, segment) in batch.segments.iter().enumerate() {
         for g in 0..shape.kv_heads {
@@ -349,26 +446,28 @@ pub fn forward(
         let mut rows = path_rows(batch, index);
         rows.truncate(segment.position + t_end);
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { packed, keys_t, values, scores, out, .. } = scratch;
-            gather_t(cpu.isa(), keys_t, qkv, &rows, Columns::key(shape, g));
-            gather(values, qkv, &rows, Columns::value(shape, g));
-            out.grow(ROWS * dp);
+            let Scratch { packed, keys_t, values, scores, weights, out, turned, .. } = scratch;
+            gather_t(isa, precision, keys_t, qkv, &rows, Columns::key(shape, g), turned);
+            gather(isa, precision, values, qkv, &rows, Columns::value(shape, g));
+            out.grow(tile_rows * dp);
             for head in (0..h).filter(|&head| shape.kv_head(head) == g) {
-                for t in (t0..t_end).step_by(ROWS) {
-                    let count = ROWS.min(t_end - t);
+                for t in (t0..t_end).step_by(tile_rows) {
+                    let count = tile_rows.min(t_end - t);
                     let first_row = segment.start + t;
                     let query = Columns::query(shape, head);
-                    pack(packed, (first_row..first_row + count).map(|row| query.of(qkv, row)), d);
+                    let rows = (first_row..first_row + count).map(|row| query.of(qkv, row));
+                    pack(isa, precision, packed, rows, d);
                     let queries = Queries { packed, rows: count, position: segment.position + t, step: 1 };
-                    let (mut max, mut sum) = ([0.0; ROWS], [0.0; ROWS]);
+                    let (mut max, mut sum) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
                     let block = |b: usize| Block {
-                        keys_t: keys_t[b * d * KEYS..].as_ptr(),
-                        values: values[b * KEYS * dp..].as_ptr(),
+                        keys_t: keys_t[b * block_keys..].as_ptr(),
+                        values: values[b * block_values..].as_ptr(),
                     };
                     // SAFETY: the gathered blocks cover every key of these rows, zeros behind the last.
                     unsafe {
                         attend(
-                            cpu.isa(),
+                            isa,
+                            precision,
                             &mut out[..count * dp],
                             &mut max[..count],
                             &mut sum[..count],
@@ -376,6 +475,7 @@ pub fn forward(
                             p,
                             d,
                             scores,
+                            weights,
                             block,
                         );
                     }
@@ -409,6 +509,7 @@ pub fn forward(
 /// If the lengths do not fit together.
 pub fn backward(
     cpu: &Cpu,
+    precision: Precision,
     d_qkv: &mut [f32],
     d_out_nq: &[f32],
     out_nq: &[f32],
@@ -441,7 +542,18 @@ pub fn backward(
         SCRATCH.with_borrow_mut(|scratch| {
             for &index in tree.iter().filter(|&&index| batch.segments[index].len > 0) {
                 let saved = Saved { d_out_nq, out_nq, max_nh, sum_nh, qkv };
-                backward_segment(cpu.isa(), &d_qkv_shared, saved, batch, index, g, shape, p, scratch);
+                backward_segment(
+                    cpu.isa(),
+                    precision,
+                    &d_qkv_shared,
+                    saved,
+                    batch,
+                    index,
+                    g,
+                    shape,
+                    p,
+                    scratch,
+                );
             }
         });
     });
@@ -458,6 +570,7 @@ struct Saved<'a> {
 
 fn backward_segment(
     isa: Isa,
+    precision: Precision,
     d_qkv: &SharedMut<'_, f32>,
     saved: Saved<'_>,
     batch: &Batch,
@@ -468,6 +581,9 @@ fn backward_segment(
     scratch: &mut Scratch,
 ) {
     let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let words = head_words(precision, d);
+    let (block_keys, block_values) = block_words(precision, d);
+    let tile_rows = isa.tile_rows(precision);
     let segment = batch.segments[index];
     let path = path_rows(batch, index);
     let Scratch {
@@ -475,6 +591,7 @@ fn backward_segment(
         keys_t,
         values: _,
         scores,
+        weights: pairs,
         out: d_q,
         keys,
         values_t,
@@ -483,31 +600,33 @@ fn backward_segment(
         d_values,
         rows,
         d_rows,
+        turned,
     } = scratch;
     let (key, value) = (Columns::key(shape, g), Columns::value(shape, g));
-    gather_t(isa, keys_t, saved.qkv, &path, key);
-    gather(keys, saved.qkv, &path, key);
-    gather_t(isa, values_t, saved.qkv, &path, value);
+    gather_t(isa, precision, keys_t, saved.qkv, &path, key, turned);
+    gather(isa, precision, keys, saved.qkv, &path, key);
+    gather_t(isa, precision, values_t, saved.qkv, &path, value, turned);
     let padded = path.len().next_multiple_of(KEYS);
     d_keys.grow(padded * dp);
     d_values.grow(padded * dp);
     d_keys[..padded * dp].fill(0.0);
     d_values[..padded * dp].fill(0.0);
-    d_q.grow(ROWS * dp);
+    d_q.grow(tile_rows * dp);
+    let rows_held = backward_rows(isa, precision);
 
     for head in (0..h).filter(|&head| shape.kv_head(head) == g) {
         let query = Columns::query(shape, head);
         let out_columns = Columns { width: shape.q_width(), start: head * d, d };
-        for t in (0..segment.len).step_by(BACKWARD_ROWS) {
-            let count = BACKWARD_ROWS.min(segment.len - t);
+        for t in (0..segment.len).step_by(rows_held) {
+            let count = rows_held.min(segment.len - t);
             let (first_row, position) = (segment.start + t, segment.position + t);
             let all = Queries { packed: &[], rows: count, position, step: 1 };
             let blocks = all.blocks(p.window);
             let stride = count * KEYS;
             scores.grow(blocks.len() * stride);
             d_scores.grow(blocks.len() * stride);
-            for i in (0..count).step_by(ROWS) {
-                let tile = ROWS.min(count - i);
+            for i in (0..count).step_by(tile_rows) {
+                let tile = tile_rows.min(count - i);
                 for (at, b) in blocks.clone().enumerate() {
                     let seen = b * KEYS < position + i + tile;
                     let c = at * stride + i * KEYS;
@@ -522,14 +641,14 @@ fn backward_segment(
                     (saved.d_out_nq, out_columns, &mut *d_scores, &*values_t),
                 ] {
                     let first = first_row + i;
-                    pack(packed, (first..first + tile).map(|row| columns.of(from, row)), d);
+                    pack(isa, precision, packed, (first..first + tile).map(|row| columns.of(from, row)), d);
                     for (at, b) in seen_blocks.clone().enumerate() {
                         let c = to[at * stride + i * KEYS..][..tile * KEYS].as_mut_ptr();
-                        let a = packed_rows(packed, tile, d);
-                        let block = other[b * d * KEYS..][..d * KEYS].as_ptr();
+                        let a = packed_rows(packed, tile, words);
+                        let block = other[b * block_keys..][..block_keys].as_ptr();
                         // SAFETY: as in `attend`.
                         unsafe {
-                            isa.product(Precision::F32, c, KEYS, a, block, KEYS, tile, KEYS, d, Init::Zero)
+                            isa.product(precision, c, KEYS, a, block, KEYS, tile, KEYS, words, Init::Zero)
                         };
                     }
                 }
@@ -549,13 +668,23 @@ fn backward_segment(
                 }
                 // forward was: z = q·k, out = softmax(score(z)) v
                 // so now: d_q += d_z k
-                let b = keys[blocks.start * KEYS * dp..].as_ptr();
-                let a = A::panels(d_scores[i * KEYS..].as_ptr(), stride);
-                let k = seen_blocks.len() * KEYS;
-                // SAFETY: the scores of these rows cover `seen_blocks`, the keys are `[s][dp]`.
-                unsafe {
-                    isa.product(Precision::F32, d_q.as_mut_ptr(), dp, a, b, dp, tile, dp, k, Init::Zero)
+                let b = keys[blocks.start * block_values..].as_ptr();
+                let (a, k) = match precision {
+                    Precision::F32 => {
+                        (A::panels(d_scores[i * KEYS..].as_ptr(), stride), seen_blocks.len() * KEYS)
+                    }
+                    Precision::Bf16 => {
+                        pairs.grow(seen_blocks.len() * tile * KEY_PAIRS);
+                        for at in 0..seen_blocks.len() {
+                            let pairs = &mut pairs[at * tile * KEY_PAIRS..][..tile * KEY_PAIRS];
+                            let d_scores = &d_scores[at * stride + i * KEYS..][..tile * KEYS];
+                            bf16::narrow(isa, bytemuck::cast_slice_mut(pairs), d_scores);
+                        }
+                        score_rows(precision, d_scores, pairs, 0, tile, seen_blocks.len())
+                    }
                 };
+                // SAFETY: the scores of these rows cover `seen_blocks`, the keys are `[s][dp]`.
+                unsafe { isa.product(precision, d_q.as_mut_ptr(), dp, a, b, dp, tile, dp, k, Init::Zero) };
                 for r in 0..tile {
                     let at = (first_row + i + r) * query.width + query.start;
                     // SAFETY: this head of this row belongs to this task.
@@ -567,18 +696,20 @@ fn backward_segment(
             }
             // d_k += d_z^T q, d_v += p^T d_out
             let own: Vec<usize> = (first_row..first_row + count).collect();
-            gather(rows, saved.qkv, &own, query);
-            gather(d_rows, saved.d_out_nq, &own, out_columns);
+            gather(isa, precision, rows, saved.qkv, &own, query);
+            gather(isa, precision, d_rows, saved.d_out_nq, &own, out_columns);
             for (at, b) in blocks.enumerate() {
                 for (left, right, to) in
                     [(&*d_scores, &*rows, &mut *d_keys), (&*scores, &*d_rows, &mut *d_values)]
                 {
                     let c = to[b * KEYS * dp..][..KEYS * dp].as_mut_ptr();
-                    let a = A::columns(left[at * stride..].as_ptr(), KEYS);
-                    // SAFETY: the block's scores are `[count][32]`, the rows `[count][dp]`.
-                    unsafe {
-                        isa.product(Precision::F32, c, dp, a, right.as_ptr(), dp, KEYS, dp, count, Init::C)
+                    let left = &left[at * stride..][..stride];
+                    let (a, k) = match precision {
+                        Precision::F32 => (A::columns(left.as_ptr(), KEYS), count),
+                        Precision::Bf16 => turn_scores(isa, turned, left),
                     };
+                    // SAFETY: the block's scores are `[count][32]`, the rows `[count][dp]` and zeros up to whole blocks.
+                    unsafe { isa.product(precision, c, dp, a, right.as_ptr(), dp, KEYS, dp, k, Init::C) };
                 }
             }
         }
@@ -593,6 +724,20 @@ fn backward_segment(
             }
         }
     }
+}
+
+/// A block's scores key by key, pairs of query rows, zeros up to whole blocks of sums; and their number.
+fn turn_scores(isa: Isa, turned: &mut Buffer, scores: &[f32]) -> (A, usize) {
+    let (rows, pairs) = (scores.len() / KEYS, scores.len().div_ceil(2 * KEYS));
+    let steps = pairs.next_multiple_of(isa.cut());
+    turned.grow(KEYS * STEPS);
+    let words: &mut [u32] = bytemuck::cast_slice_mut(&mut turned[..KEYS * STEPS]);
+    debug_assert!(steps <= STEPS, "{rows} query rows");
+    bf16::turn_rows(isa, words, STEPS, scores, KEYS, 0);
+    for row in words.chunks_exact_mut(STEPS) {
+        row[pairs..steps].fill(0);
+    }
+    (A::rows(turned.as_ptr()), steps)
 }
 
 vectorized! {
@@ -640,7 +785,7 @@ pub(crate) struct Feed {
 
 /// Puts the keys and values of new rows into the cache.
 pub(crate) fn store(cache: &mut KvCache, qkv: &[f32], feeds: &[Feed], layer: usize, shape: Heads) {
-    let dp = padded_head(shape.head_dim);
+    let (dp, precision) = (padded_head(shape.head_dim), cache.precision());
     for feed in feeds {
         for g in 0..shape.kv_heads {
             for t in 0..feed.len {
@@ -649,11 +794,22 @@ pub(crate) fn store(cache: &mut KvCache, qkv: &[f32], feeds: &[Feed], layer: usi
                 let (page, keys_at, values_at) = cache.place(feed.sequence, position / KEYS, layer, g);
                 let page = cache.page_mut(page);
                 let row = feed.start + t;
-                for (i, &x) in Columns::key(shape, g).of(qkv, row).iter().enumerate() {
-                    page[keys_at + i * KEYS + lane] = x;
+                let keys = Columns::key(shape, g).of(qkv, row).iter().enumerate();
+                let values = Columns::value(shape, g).of(qkv, row);
+                match precision {
+                    Precision::F32 => {
+                        keys.for_each(|(i, &x)| page[keys_at + i * KEYS + lane] = x);
+                        page[values_at + lane * dp..][..shape.head_dim].copy_from_slice(values);
+                    }
+                    Precision::Bf16 => {
+                        let halves: &mut [u16] = bytemuck::cast_slice_mut(page);
+                        for (i, &x) in keys {
+                            halves[2 * (keys_at + i / 2 * KEYS + lane) + i % 2] = bf16::half(x);
+                        }
+                        let lane_of = |i: usize| 2 * (values_at + lane / 2 * dp + i) + lane % 2;
+                        values.iter().enumerate().for_each(|(i, &x)| halves[lane_of(i)] = bf16::half(x));
+                    }
                 }
-                page[values_at + lane * dp..][..shape.head_dim]
-                    .copy_from_slice(Columns::value(shape, g).of(qkv, row));
             }
         }
     }
@@ -671,7 +827,9 @@ pub(crate) fn forward_cached(
     shape: Heads,
     p: AttentionParams,
 ) {
+    let (isa, precision) = (cpu.isa(), cache.precision());
     let (d, dp, h) = (shape.head_dim, padded_head(shape.head_dim), shape.heads);
+    let tile_rows = isa.tile_rows(precision);
     let group = h / shape.kv_heads;
     let mut tasks = Vec::new();
     for feed in feeds {
@@ -689,28 +847,29 @@ pub(crate) fn forward_cached(
             Block { keys_t: page[keys_at..].as_ptr(), values: page[values_at..].as_ptr() }
         };
         SCRATCH.with_borrow_mut(|scratch| {
-            let Scratch { packed, scores, out, .. } = scratch;
-            out.grow(ROWS * dp);
-            let (mut max, mut sum) = ([0.0; ROWS], [0.0; ROWS]);
+            let Scratch { packed, scores, weights, out, .. } = scratch;
+            out.grow(tile_rows * dp);
+            let (mut max, mut sum) = ([0.0; TILE_ROWS], [0.0; TILE_ROWS]);
             // One token: its query heads side by side. Several: the tokens of one head side by side.
             let single = feed.len == 1;
             let outer = if single { 0..1 } else { g * group..(g + 1) * group };
             let (first, last) = if single { (0, group) } else { (t0, t_end) };
             for head in outer {
-                for i in (first..last).step_by(ROWS) {
-                    let count = ROWS.min(last - i);
+                for i in (first..last).step_by(tile_rows) {
+                    let count = tile_rows.min(last - i);
                     let place = |r: usize| match single {
                         true => (feed.start, g * group + i + r),
                         false => (feed.start + i + r, head),
                     };
                     let query = |(row, head)| Columns::query(shape, head).of(qkv, row);
-                    pack(packed, (0..count).map(|r| query(place(r))), d);
+                    pack(isa, precision, packed, (0..count).map(|r| query(place(r))), d);
                     let (position, step) = if single { (feed.position, 0) } else { (feed.position + i, 1) };
                     let queries = Queries { packed, rows: count, position, step };
                     // SAFETY: the cache holds every key of these rows, finite numbers elsewhere.
                     unsafe {
                         attend(
-                            cpu.isa(),
+                            isa,
+                            precision,
                             &mut out[..count * dp],
                             &mut max[..count],
                             &mut sum[..count],
@@ -718,6 +877,7 @@ pub(crate) fn forward_cached(
                             p,
                             d,
                             scores,
+                            weights,
                             block,
                         );
                     }

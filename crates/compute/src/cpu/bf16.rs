@@ -30,6 +30,12 @@ pub fn round(x: f32) -> f32 {
     f32::from_bits(round_bits(x))
 }
 
+/// The nearest bf16's own bits.
+#[inline(always)]
+pub(crate) fn half(x: f32) -> u16 {
+    (round_bits(x) >> 16) as u16
+}
+
 /// Two neighbours of a sum in a word.
 #[inline(always)]
 pub(crate) fn pair(first: f32, second: f32) -> u32 {
@@ -74,7 +80,7 @@ pub(crate) fn narrow(isa: Isa, out: &mut [u16], x: &[f32]) {
     match isa {
         // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { native::narrow(out, x) },
+        Isa::Avx512Bf16 | Isa::Amx => unsafe { native::narrow(out, x) },
         _ => narrow_plain(isa, out, x),
     }
 }
@@ -129,7 +135,7 @@ pub(crate) fn pair_rows(isa: Isa, out: &mut [u32], first: &[f32], second: Option
     match isa {
         // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { native::pair_rows(out, first, second) },
+        Isa::Avx512Bf16 | Isa::Amx => unsafe { native::pair_rows(out, first, second) },
         _ => pair_rows_plain(isa, out, first, second),
     }
 }
@@ -154,7 +160,7 @@ pub(crate) fn pair_lines(isa: Isa, out: &mut [u32], x: &[f32], first: usize, gap
     match isa {
         // SAFETY: `Cpu::with_isa` checked that the machine has the instructions, and the rows are there by the check above.
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 => unsafe { native::pair_lines(out, x, first, gap) },
+        Isa::Avx512Bf16 | Isa::Amx => unsafe { native::pair_lines(out, x, first, gap) },
         _ => pair_lines_plain(isa, out, x, first, gap),
     }
 }
@@ -167,6 +173,81 @@ vectorized! {
             for i in 0..LANES {
                 out[i] = pair(first[i], second[i]);
             }
+        }
+    }
+}
+
+/// Turns pairs of two rows of `[row][k]`, channel by channel from `first` on, as many as `out` has room for:
+/// `out[(c - first) * stride + row / 2]`. A second row that is not there counts as zero.
+///
+/// # Panics
+///
+/// If `out` is not whole strides, or a stride is too short.
+pub(crate) fn turn_rows(isa: Isa, out: &mut [u32], stride: usize, x: &[f32], k: usize, first: usize) {
+    let (rows, channels) = (x.len() / k, out.len() / stride);
+    let steps = rows.div_ceil(2);
+    assert!(x.len() == rows * k && steps <= stride, "bf16: {steps} pairs in {stride}");
+    assert!(out.len() == channels * stride && first + channels <= k, "bf16: channels of {k}");
+    // Squares of sixteen by the processor, the rest number by number.
+    let (whole_steps, whole_channels) = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 | Isa::Amx => (rows / 32 * 16, channels / 16 * 16),
+        _ => (0, 0),
+    };
+    #[cfg(target_arch = "x86_64")]
+    for step in (0..whole_steps).step_by(16) {
+        for c in (0..whole_channels).step_by(16) {
+            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; 32 rows and 16 channels are inside, by
+            // the checks above.
+            unsafe {
+                let (out, x) =
+                    (out[c * stride + step..].as_mut_ptr(), x[2 * step * k + first + c..].as_ptr());
+                native::turn_rows(out, stride, x, k);
+            }
+        }
+    }
+    for step in 0..steps {
+        let (even, odd) = x[2 * step * k..rows.min(2 * step + 2) * k].split_at(k);
+        for c in if step < whole_steps { whole_channels } else { 0 }..channels {
+            out[c * stride + step] = pair(even[first + c], odd.get(first + c).copied().unwrap_or(0.0));
+        }
+    }
+}
+
+/// Turns rows of `w` words: `out[c * stride + row] = words[row][c]`. Places of rows that are not there are left as they are.
+///
+/// # Panics
+///
+/// If `words` is not whole rows or `out` has no room for them.
+pub(crate) fn turn_words(isa: Isa, out: &mut [u32], stride: usize, words: &[u32], w: usize) {
+    let rows = words.len() / w;
+    assert!(
+        words.len() == rows * w && rows <= stride && w * stride <= out.len(),
+        "bf16: {rows} rows in {stride}"
+    );
+    // Squares of sixteen by the processor, the rest word by word.
+    let (whole_rows, whole_words) = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => (rows / 16 * 16, w / 16 * 16),
+        _ => (0, 0),
+    };
+    #[cfg(target_arch = "x86_64")]
+    for row in (0..whole_rows).step_by(16) {
+        for c in (0..whole_words).step_by(16) {
+            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; the square is inside by the checks above.
+            unsafe {
+                native::turn_words(
+                    out[c * stride + row..].as_mut_ptr(),
+                    stride,
+                    words[row * w + c..].as_ptr(),
+                    w,
+                );
+            }
+        }
+    }
+    for (row, line) in words.chunks_exact(w).enumerate() {
+        for c in if row < whole_rows { whole_words } else { 0 }..w {
+            out[c * stride + row] = line[c];
         }
     }
 }
@@ -229,11 +310,85 @@ mod native {
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
     unsafe fn pair_sixteen(out: *mut u32, first: *const f32, second: *const f32) {
         // SAFETY: the caller's promise.
+        unsafe { _mm512_storeu_si512(out.cast(), sixteen_pairs(first, second)) }
+    }
+
+    /// # Safety
+    ///
+    /// Sixteen numbers at each place.
+    #[inline]
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    unsafe fn sixteen_pairs(first: *const f32, second: *const f32) -> __m512i {
+        // SAFETY: the caller's promise.
+        let [first, second] =
+            unsafe { [first, second].map(|x| _mm512_cvtepu16_epi32(rounded(_mm512_loadu_ps(x)))) };
+        _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
+    }
+
+    /// `out[c * stride + s]` = the pair of rows `2 s` and `2 s + 1` of channel `c`, for sixteen of each.
+    ///
+    /// # Safety
+    ///
+    /// 32 rows of `x`, `k` floats apart, have sixteen numbers, and sixteen rows of `out` sixteen words.
+    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
+    pub(super) unsafe fn turn_rows(out: *mut u32, stride: usize, x: *const f32, k: usize) {
+        // SAFETY: the caller's promise.
         unsafe {
-            let [first, second] = [first, second].map(|x| _mm512_cvtepu16_epi32(rounded(_mm512_loadu_ps(x))));
-            let pairs = _mm512_or_si512(first, _mm512_slli_epi32::<16>(second));
-            _mm512_storeu_si512(out.cast(), pairs);
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (s, row) in rows.iter_mut().enumerate() {
+                *row = sixteen_pairs(x.add(2 * s * k), x.add((2 * s + 1) * k));
+            }
+            for (c, row) in turned_sixteen(rows).into_iter().enumerate() {
+                _mm512_storeu_si512(out.add(c * stride).cast(), row);
+            }
         }
+    }
+
+    /// `out[c * stride + i] = x[i * w + c]`, for sixteen of each.
+    ///
+    /// # Safety
+    ///
+    /// Sixteen rows of `x`, `w` words apart, and sixteen of `out` have sixteen words.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn turn_words(out: *mut u32, stride: usize, x: *const u32, w: usize) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            let mut rows = [_mm512_setzero_si512(); 16];
+            for (i, row) in rows.iter_mut().enumerate() {
+                *row = _mm512_loadu_si512(x.add(i * w).cast());
+            }
+            for (c, row) in turned_sixteen(rows).into_iter().enumerate() {
+                _mm512_storeu_si512(out.add(c * stride).cast(), row);
+            }
+        }
+    }
+
+    /// Turns a square of sixteen by sixteen words: neighbours, neighbours of neighbours, quarters twice.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    fn turned_sixteen(x: [__m512i; 16]) -> [__m512i; 16] {
+        let (mut t, mut out) = ([_mm512_setzero_si512(); 16], [_mm512_setzero_si512(); 16]);
+        for i in 0..4 {
+            let [a, b, c, d] = [x[4 * i], x[4 * i + 1], x[4 * i + 2], x[4 * i + 3]];
+            let (low, high) = (_mm512_unpacklo_epi32(a, b), _mm512_unpackhi_epi32(a, b));
+            let (low_2, high_2) = (_mm512_unpacklo_epi32(c, d), _mm512_unpackhi_epi32(c, d));
+            // Word `j` of each quarter, of rows `4 i` to `4 i + 3`.
+            t[4 * i] = _mm512_unpacklo_epi64(low, low_2);
+            t[4 * i + 1] = _mm512_unpackhi_epi64(low, low_2);
+            t[4 * i + 2] = _mm512_unpacklo_epi64(high, high_2);
+            t[4 * i + 3] = _mm512_unpackhi_epi64(high, high_2);
+        }
+        for j in 0..4 {
+            let even = |a, b| _mm512_shuffle_i32x4::<0x88>(a, b);
+            let odd = |a, b| _mm512_shuffle_i32x4::<0xdd>(a, b);
+            let (a, b) = (even(t[j], t[4 + j]), even(t[8 + j], t[12 + j]));
+            let (c, d) = (odd(t[j], t[4 + j]), odd(t[8 + j], t[12 + j]));
+            out[j] = even(a, b);
+            out[8 + j] = odd(a, b);
+            out[4 + j] = even(c, d);
+            out[12 + j] = odd(c, d);
+        }
+        out
     }
 
     #[inline]
@@ -288,7 +443,7 @@ pub(crate) fn turn_block(isa: Isa, turned: &mut [u32; LANES * LANES / 2], block:
     swap_corners(isa, &mut squares);
     match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512 | Isa::Avx512Bf16 => {
+        Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx => {
             let mut out = [[0u64; LANES / 2]; LANES / 2];
             // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
             unsafe { native::turn_squares(&mut out, &squares) };

@@ -79,7 +79,7 @@ impl Write<'_> {
 
 impl Precision {
     /// Terms of a sum that one step adds.
-    fn terms(self) -> usize {
+    pub(super) fn terms(self) -> usize {
         match self {
             Precision::F32 => 1,
             Precision::Bf16 => 2,
@@ -210,6 +210,7 @@ fn rows_times_panels(
     m: usize,
 ) {
     let isa = cpu.isa();
+    let tile_rows = isa.tile_rows(precision);
     let count = outputs.div_ceil(LANES);
     let row_blocks = m.div_ceil(ROW_BLOCK);
     let groups = panel_groups(cpu, count, row_blocks);
@@ -227,7 +228,8 @@ fn rows_times_panels(
                 let steps = len.div_ceil(terms);
                 let blocks = steps.div_ceil(STEPS);
                 // Blocks of one length, as far as that goes.
-                let step = steps.div_ceil(blocks);
+                let step = steps.div_ceil(blocks).next_multiple_of(isa.cut());
+                let blocks = steps.div_ceil(step);
                 for (block, packed) in packed.chunks_exact_mut(ROW_BLOCK * STEPS).take(blocks).enumerate() {
                     let from = block * step * terms;
                     let len = (step * terms).min(len - from);
@@ -240,14 +242,14 @@ fn rows_times_panels(
                         let s0 = j0 / terms + block * step;
                         let b = panels.words[panel * panels.stride + s0 * LANES..].as_ptr();
                         let k = step.min(steps - block * step);
-                        for i in (0..rows).step_by(ROWS) {
+                        for i in (0..rows).step_by(tile_rows) {
                             let a = A::rows(packed[(block * ROW_BLOCK + i) * STEPS..].as_ptr());
                             let at = (row0 + i) * outputs + o0;
                             let init = match bias {
                                 Some(bias) if s0 == 0 => Init::Bias(bias[o0..].as_ptr()),
                                 _ => write.init(s0 == 0, at, outputs),
                             };
-                            let (c, tile) = (y.pointer(at), ROWS.min(rows - i));
+                            let (c, tile) = (y.pointer(at), tile_rows.min(rows - i));
                             // SAFETY: the tile of `y` belongs to this task; the panel holds `k` rows of 32 from `s0`;
                             // the packed block holds `k` words of each of this tile's rows.
                             unsafe { isa.product(precision, c, outputs, a, b, LANES, tile, lanes, k, init) };
@@ -312,26 +314,26 @@ pub fn backward_weight(
     );
     let (isa, terms) = (cpu.isa(), precision.terms());
     let d_w = SharedMut::new(d_w);
-    let block = (CHANNELS_MAX / k / ROW_STEPS * ROW_STEPS).max(ROW_STEPS) * terms;
+    let packing = Channels::of(isa, precision, k);
+    let block = (CHANNELS_MAX / packing.part() * packing.steps).max(packing.steps) * terms;
     SHARED.with_borrow_mut(|channels| {
         for m0 in (0..m).step_by(block) {
             let m_len = block.min(m - m0);
             let x = &x_mk[m0 * k..(m0 + m_len) * k];
             let d_y = &d_y_mn[m0 * n..(m0 + m_len) * n];
-            channels.grow(m_len.div_ceil(terms) * k);
-            pack_channels(cpu, precision, channels, x, k);
+            packing.pack(cpu, channels, x);
             let channels = &*channels;
             cpu.for_each(n.div_ceil(LANES), |panel| {
                 let n0 = panel * LANES;
                 PACKED.with_borrow_mut(|packed| {
-                    packed.grow(ROW_STEPS * LANES);
-                    for (part, d_y) in d_y.chunks(ROW_STEPS * terms * n).enumerate() {
-                        let steps = (d_y.len() / n).div_ceil(terms);
+                    packed.grow(packing.steps * LANES);
+                    for (part, d_y) in d_y.chunks(packing.steps * terms * n).enumerate() {
+                        let steps = packing.steps_of(d_y.len() / n);
                         slice_lanes(isa, precision, packed, d_y, n, n0);
-                        for c in (0..k).step_by(ROWS) {
-                            let tile = ROWS.min(k - c);
-                            let first = part * ROW_STEPS * k + c * steps;
-                            let a = A::columns(channels[first..].as_ptr(), tile);
+                        packed[(d_y.len() / n).div_ceil(terms) * LANES..steps * LANES].fill(0.0);
+                        for c in (0..k).step_by(packing.tile) {
+                            let tile = packing.tile.min(k - c);
+                            let a = packing.tile_at(channels, part, c, steps);
                             let out = d_w.pointer((panel * k + c) * LANES);
                             let b = packed.as_ptr();
                             // SAFETY: the panel belongs to this task; the packed blocks hold `steps` rows.
@@ -394,21 +396,82 @@ fn pack_rows(
     }
 }
 
-/// Packs rows of `x` into blocks of [`ROW_STEPS`] and those into tiles of channels: `packed[block][tile][step][channel in tile]`.
-fn pack_channels(cpu: &Cpu, precision: Precision, packed: &mut [f32], x_rk: &[f32], k: usize) {
-    let isa = cpu.isa();
-    let block = ROW_STEPS * precision.terms() * k;
-    cpu.for_each_chunk(
-        &mut packed[..(x_rk.len() / k).div_ceil(precision.terms()) * k],
-        ROW_STEPS * k,
-        |part, packed| {
-            let x = &x_rk[part * block..x_rk.len().min((part + 1) * block)];
+/// How the weight's gradient packs channels: `packed[part][tile][step][channel in tile]`, or, for processors that multiply tiles,
+/// `packed[part][channel][step]`. A part is some steps of all channels.
+#[derive(Clone, Copy)]
+struct Channels {
+    isa: Isa,
+    precision: Precision,
+    k: usize,
+    /// Steps of a part.
+    steps: usize,
+    /// Channels of a product.
+    tile: usize,
+}
+
+impl Channels {
+    fn of(isa: Isa, precision: Precision, k: usize) -> Self {
+        let tile = isa.tile_rows(precision);
+        let steps = if isa.multiplies_tiles(precision) { STEPS } else { ROW_STEPS };
+        Self { isa, precision, k, steps, tile }
+    }
+
+    /// Words of a part.
+    fn part(self) -> usize {
+        self.steps * self.k
+    }
+
+    /// Steps that some rows take: whole blocks where the sums have blocks, zeros at the end.
+    fn steps_of(self, rows: usize) -> usize {
+        let steps = rows.div_ceil(self.precision.terms());
+        if self.isa.multiplies_tiles(self.precision) { steps.next_multiple_of(self.isa.cut()) } else { steps }
+    }
+
+    fn pack(self, cpu: &Cpu, packed: &mut Buffer, x_rk: &[f32]) {
+        let Self { isa, precision, k, .. } = self;
+        let part = self.steps * precision.terms() * k;
+        let parts = x_rk.len().div_ceil(part);
+        packed.grow(parts * self.part());
+        if isa.multiplies_tiles(precision) {
+            // One part at a time by all threads, since there are few.
+            for (x, packed) in x_rk.chunks(part).zip(packed.chunks_exact_mut(self.part())) {
+                pack_channel_rows(cpu, packed, x, k, self.steps_of(x.len() / k));
+            }
+            return;
+        }
+        let words = (x_rk.len() / k).div_ceil(precision.terms()) * k;
+        cpu.for_each_chunk(&mut packed[..words], self.part(), |at, packed| {
+            let x = &x_rk[at * part..x_rk.len().min((at + 1) * part)];
             match precision {
                 Precision::F32 => pack_channel_words(isa, packed, x, k),
                 Precision::Bf16 => pack_channel_pairs(isa, bytemuck::cast_slice_mut(packed), x, k),
             }
-        },
-    );
+        });
+    }
+
+    /// The channels from `c` on, of a part of so many steps.
+    fn tile_at(self, packed: &[f32], part: usize, c: usize, steps: usize) -> A {
+        let packed = &packed[part * self.part()..];
+        match self.isa.multiplies_tiles(self.precision) {
+            true => A::rows(packed[c * STEPS..].as_ptr()),
+            false => A::columns(packed[c * steps..].as_ptr(), self.tile.min(self.k - c)),
+        }
+    }
+}
+
+/// Channels that a thread turns at a time.
+const TURNED_CHANNELS: usize = 64;
+
+/// Channel by channel, pairs of rows one after the other, zeros up to `steps`.
+fn pack_channel_rows(cpu: &Cpu, packed: &mut [f32], x_rk: &[f32], k: usize, steps: usize) {
+    let rows = x_rk.len() / k;
+    cpu.for_each_chunk(packed, TURNED_CHANNELS * STEPS, |task, packed| {
+        let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
+        bf16::turn_rows(cpu.isa(), packed, STEPS, x_rk, k, task * TURNED_CHANNELS);
+        for packed in packed.chunks_exact_mut(STEPS) {
+            packed[rows.div_ceil(2)..steps].fill(0);
+        }
+    });
 }
 
 vectorized! {
@@ -475,18 +538,18 @@ impl Isa {
     /// Runs `repeats` tiles whose operands stay in the L1 cache and returns the multiply-adds done: with
     /// the caller's clock, the rate that no product of this machine can exceed.
     pub fn peak_products(self, precision: Precision, repeats: usize) -> f64 {
-        let a = [0.5f32; ROWS * ROW_STEPS];
-        let b = [0.25f32; LANES * ROW_STEPS];
-        let mut c = [0.0f32; ROWS * LANES];
+        let rows = self.tile_rows(precision);
+        let (a, b) = (vec![0.5f32; rows * STEPS], vec![0.25f32; LANES * STEPS]);
+        let mut c = vec![0.0f32; rows * LANES];
         for _ in 0..repeats {
-            let a = A::columns(a.as_ptr(), ROWS);
+            let a = A::rows(a.as_ptr());
             // SAFETY: the arrays have the sizes asked for.
             unsafe {
                 let (c, b) = (c.as_mut_ptr(), b.as_ptr());
-                self.product(precision, c, LANES, a, b, LANES, ROWS, LANES, ROW_STEPS, Init::Zero);
+                self.product(precision, c, LANES, a, b, LANES, rows, LANES, STEPS, Init::Zero);
             }
             std::hint::black_box(&mut c);
         }
-        (repeats * ROWS * LANES * ROW_STEPS * precision.terms()) as f64
+        (repeats * rows * LANES * STEPS * precision.terms()) as f64
     }
 }

@@ -6,13 +6,13 @@
 //! blocks leave the bits unchanged.
 //!
 //! `b` is read as vectors of neighbouring `j` (lanes), `a` one number at a time, broadcast. The numbers
-//! of `a` come in one of three patterns, so that the compiler knows their offsets:
+//! of `a` come in one of four patterns, so that the compiler knows their offsets:
 //!
 //! - [`A::rows`]: `a(i, k) = p[i * STEPS + k]`: rows one after the other, as a packed block;
 //! - [`A::columns`]: `a(i, k) = p[k * stride + i]`: rows side by side, as a packed block or a
 //!   transposed matrix;
-//! - [`A::panels`]: `a(i, k) = p[k / 32 * block + i * 32 + k % 32]`: rows of 32 numbers, as the weight panels
-//!   of `params.rs` read sideways, or attention scores in blocks of 32 keys.
+//! - [`A::panels`]: `a(i, k) = p[k / 32 * block + i * 32 + k % 32]`: attention scores in blocks of 32 keys; and
+//!   [`A::pair_panels`], the same of 16 pairs.
 //!
 //! In [`Precision::Bf16`] every number of `a` and `b` is a pair (`bf16.rs`), a step multiplies two at once, and `k` counts
 //! pairs. The loops are the same: only [`Vector::add_product`] differs, which adds the second product first, rounding
@@ -26,6 +26,15 @@ use crate::params::LANES;
 
 /// Rows of the largest tile: a caller that packs `a` packs blocks of this many rows.
 pub(crate) const ROWS: usize = 12;
+
+/// Rows of the largest tile of tile registers (`amx.rs`).
+pub(crate) const TILE_ROWS: usize = 32;
+
+/// Steps of a block of their sums.
+pub(crate) const CUT: usize = 16;
+
+/// Pairs of a row in a block of [`A::pair_panels`].
+const PAIRS: usize = LANES / 2;
 
 /// Longest row of [`A::rows`], in steps: 12 rows are 7.5 KiB, and a panel's block of as many steps 20 KiB.
 pub(crate) const STEPS: usize = 160;
@@ -43,6 +52,7 @@ enum Pattern {
     Rows,
     Columns,
     Panels,
+    PairPanels,
 }
 
 impl A {
@@ -61,14 +71,47 @@ impl A {
         Self { start, stride: block, pattern: Pattern::Panels }
     }
 
+    /// `a(i, k) = start[k / 16 * block + i * 16 + k % 16]`.
+    pub(crate) fn pair_panels(start: *const f32, block: usize) -> Self {
+        Self { start, stride: block, pattern: Pattern::PairPanels }
+    }
+
+    /// Where blocks of [`CUT`] steps of the rows start, from one row to the next and from one block to the next, if rows lie so.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn as_blocks(self) -> Option<(*const f32, usize, usize)> {
+        match self.pattern {
+            Pattern::Rows => Some((self.start, STEPS, CUT)),
+            Pattern::PairPanels => Some((self.start, PAIRS, self.stride)),
+            Pattern::Columns | Pattern::Panels => None,
+        }
+    }
+
+    /// `a(i, k)`.
+    ///
+    /// # Safety
+    ///
+    /// It must be inside the operand.
+    #[cfg(target_arch = "x86_64")]
+    pub(super) unsafe fn at(self, i: usize, k: usize) -> f32 {
+        let at = match self.pattern {
+            Pattern::Rows => i * STEPS + k,
+            Pattern::Columns => k * self.stride + i,
+            Pattern::Panels => k / LANES * self.stride + i * LANES + k % LANES,
+            Pattern::PairPanels => k / PAIRS * self.stride + i * PAIRS + k % PAIRS,
+        };
+        // SAFETY: inside the operand by the caller's promise.
+        unsafe { *self.start.add(at) }
+    }
+
     /// # Safety
     ///
     /// Row `i` must be inside the operand.
-    unsafe fn starting_at(self, i: usize) -> Self {
+    pub(super) unsafe fn starting_at(self, i: usize) -> Self {
         let step = match self.pattern {
             Pattern::Rows => i * STEPS,
             Pattern::Columns => i,
             Pattern::Panels => i * LANES,
+            Pattern::PairPanels => i * PAIRS,
         };
         // SAFETY: inside the operand by the caller's promise.
         Self { start: unsafe { self.start.add(step) }, ..self }
@@ -89,12 +132,17 @@ pub(crate) enum Init {
 }
 
 impl Init {
+    #[cfg(target_arch = "x86_64")]
+    pub(super) fn is_zero(self) -> bool {
+        matches!(self, Init::Zero)
+    }
+
     /// The same for the tile whose first element is `(i, j)`.
     ///
     /// # Safety
     ///
     /// The element must be inside the operand.
-    unsafe fn at(self, i: usize, j: usize) -> Self {
+    pub(super) unsafe fn at(self, i: usize, j: usize) -> Self {
         // SAFETY: inside the operand by the caller's promise.
         unsafe {
             match self {
@@ -107,6 +155,21 @@ impl Init {
 }
 
 impl Isa {
+    /// Whether products are made of tile registers, whose rows lie one after the other.
+    pub(crate) fn multiplies_tiles(self, precision: Precision) -> bool {
+        (self, precision) == (Isa::Amx, Precision::Bf16)
+    }
+
+    /// Rows of a call of [`Isa::product`] that fill the registers.
+    pub(crate) fn tile_rows(self, precision: Precision) -> usize {
+        if self.multiplies_tiles(precision) { TILE_ROWS } else { ROWS }
+    }
+
+    /// A sum of several calls is the same as one call's if it is cut at multiples of this many steps.
+    pub(crate) fn cut(self) -> usize {
+        if self == Isa::Amx { CUT } else { 1 }
+    }
+
     /// `c[i * c_stride + j] = init + sum_k a(i, k) * b[k * b_stride + j]` for `i < m`, `j < lanes`; in bf16 the numbers of `a`
     /// and `b` are pairs.
     ///
@@ -130,10 +193,12 @@ impl Isa {
     ) {
         let product = match (precision, self) {
             #[cfg(target_arch = "x86_64")]
-            (Precision::F32, Isa::Avx512 | Isa::Avx512Bf16) => x86::product_avx512,
+            (Precision::F32, Isa::Avx512 | Isa::Avx512Bf16 | Isa::Amx) => x86::product_avx512,
             #[cfg(target_arch = "x86_64")]
             (Precision::F32, Isa::Avx2) => x86::product_avx2,
             (Precision::F32, _) => product::<Plain, 4, 1>,
+            #[cfg(target_arch = "x86_64")]
+            (Precision::Bf16, Isa::Amx) => super::amx::product,
             #[cfg(target_arch = "x86_64")]
             (Precision::Bf16, Isa::Avx512Bf16) => x86::product_avx512_bf16,
             #[cfg(target_arch = "x86_64")]
@@ -318,25 +383,39 @@ impl Tile {
                         b = b.add(self.b_stride);
                     }
                 }
-                Pattern::Panels => {
-                    let mut left = self.k;
-                    while left > 0 {
-                        let inner = left.min(LANES);
-                        let mut p = a;
-                        for _ in 0..inner {
-                            step::<V, R, NV, LANES>(&mut acc, p, b);
-                            p = p.add(1);
-                            b = b.add(self.b_stride);
-                        }
-                        a = a.add(self.a.stride);
-                        left -= inner;
-                    }
-                }
+                Pattern::Panels => self.panels::<V, R, NV, LANES>(&mut acc),
+                Pattern::PairPanels => self.panels::<V, R, NV, PAIRS>(&mut acc),
             }
             for i in 0..R {
                 for v in 0..NV {
                     acc[i][v].store(self.c.add(i * self.c_stride + v * V::WIDTH));
                 }
+            }
+        }
+    }
+}
+
+impl Tile {
+    /// Steps over blocks of `STEP`, in which each row has as many numbers.
+    #[inline(always)]
+    unsafe fn panels<V: Vector, const R: usize, const NV: usize, const STEP: usize>(
+        self,
+        acc: &mut [[V; NV]; R],
+    ) {
+        let (mut a, mut b) = (self.a.start, self.b);
+        let mut left = self.k;
+        // SAFETY: as promised to `product`.
+        unsafe {
+            while left > 0 {
+                let inner = left.min(STEP);
+                let mut p = a;
+                for _ in 0..inner {
+                    step::<V, R, NV, STEP>(acc, p, b);
+                    p = p.add(1);
+                    b = b.add(self.b_stride);
+                }
+                a = a.wrapping_add(self.a.stride);
+                left -= inner;
             }
         }
     }
@@ -448,10 +527,15 @@ impl Vector for PlainPairs {
     }
 }
 
+/// Subnormal numbers count as zero.
+#[inline(always)]
+pub(super) fn flush(x: f32) -> f32 {
+    if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x }
+}
+
 /// What `vdpbf16ps` adds to one sum.
 #[inline(always)]
 fn add_pair(sum: f32, a: u32, b: u32) -> f32 {
-    let flush = |x: f32| if x.abs() < f32::MIN_POSITIVE { 0.0f32.copysign(x) } else { x };
     let ([a0, a1], [b0, b1]) = (bf16::unpair(a).map(flush), bf16::unpair(b).map(flush));
     flush(a0.mul_add(b0, flush(a1.mul_add(b1, flush(sum)))))
 }
@@ -592,11 +676,19 @@ mod tests {
 
     /// The chain that every kernel must reproduce.
     fn reference(
+        isa: Isa,
         precision: Precision,
         c: f32,
         a_k: impl Iterator<Item = f32>,
         b_k: impl Iterator<Item = f32>,
     ) -> f32 {
+        #[cfg(target_arch = "x86_64")]
+        if (precision, isa) == (Precision::Bf16, Isa::Amx) {
+            let pairs: Vec<_> = a_k.zip(b_k).map(|(a, b)| (a.to_bits(), b.to_bits())).collect();
+            let blocks = pairs.chunks(crate::cpu::amx::BLOCK);
+            return blocks.fold(c, |sum, block| crate::cpu::amx::add_block(sum, block.iter().copied()));
+        }
+        let _ = isa;
         a_k.zip(b_k).fold(c, |acc, (a, b)| match precision {
             Precision::F32 => a.mul_add(b, acc),
             Precision::Bf16 => add_pair(acc, a.to_bits(), b.to_bits()),
@@ -632,7 +724,7 @@ mod tests {
 
     #[test]
     fn every_tile_gives_the_same_bits() {
-        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16];
+        let all = [Isa::Portable, Isa::Avx2, Isa::Avx512, Isa::Avx512Bf16, Isa::Amx];
         let here = all.iter().position(|&isa| isa == Isa::detect()).expect("listed");
         let both = [Precision::F32, Precision::Bf16];
         for (&isa, precision) in all[..=here].iter().flat_map(|isa| both.map(|precision| (isa, precision))) {
@@ -643,23 +735,25 @@ mod tests {
                 (13, 16, 40),
                 (25, 64, 1),
                 (30, 40, 100),
+                (40, 48, 160),
             ] {
                 let b_stride = lanes.next_multiple_of(32) + 16;
                 let b = factors(precision, k * b_stride, 1);
                 let columns = factors(precision, k * 40, 2);
                 let panel_block = m * 32;
-                let panels = factors(precision, k.div_ceil(32) * panel_block, 3);
+                let panels = factors(precision, k.div_ceil(16) * panel_block, 3);
                 let bias = numbers(lanes, 4);
                 let before = numbers(m * lanes, 5);
                 let other = numbers(m * (lanes + 3), 6);
                 let rows = factors(precision, m * STEPS, 7);
-                for pattern in [Pattern::Rows, Pattern::Columns, Pattern::Panels] {
+                for pattern in [Pattern::Rows, Pattern::Columns, Pattern::Panels, Pattern::PairPanels] {
                     for init in 0..4 {
                         let mut c = before.clone();
                         let a = match pattern {
                             Pattern::Rows => A::rows(rows.as_ptr()),
                             Pattern::Columns => A::columns(columns.as_ptr(), 40),
                             Pattern::Panels => A::panels(panels.as_ptr(), panel_block),
+                            Pattern::PairPanels => A::pair_panels(panels.as_ptr(), panel_block),
                         };
                         let how = [
                             Init::C,
@@ -678,11 +772,17 @@ mod tests {
                                     Pattern::Rows => rows[i * STEPS + k],
                                     Pattern::Columns => columns[k * 40 + i],
                                     Pattern::Panels => panels[k / 32 * panel_block + i * 32 + k % 32],
+                                    Pattern::PairPanels => panels[k / 16 * panel_block + i * 16 + k % 16],
                                 });
                                 let from = other[i * (lanes + 3) + j];
                                 let start = [before[i * lanes + j], 0.0, bias[j], from][init];
-                                let expect =
-                                    reference(precision, start, a_k, (0..k).map(|k| b[k * b_stride + j]));
+                                let expect = reference(
+                                    isa,
+                                    precision,
+                                    start,
+                                    a_k,
+                                    (0..k).map(|k| b[k * b_stride + j]),
+                                );
                                 let got = c[i * lanes + j];
                                 assert_eq!(
                                     got.to_bits(),

@@ -21,26 +21,40 @@
 //! acc = fma(a[0], b[0], fma(a[1], b[1], acc)), then the same for 2 and 3, …
 //! ```
 //!
+//! Processors that multiply tiles (`cpu/amx.rs`) go by blocks of 16 pairs, each of them two sums from zero:
+//!
+//! ```text
+//! even = fma(a[0], b[0], 0), fma(a[2], b[2], even), … a[30];  odd = fma(a[1], b[1], 0), … a[31];  acc = acc + (even + odd)
+//! ```
+//!
 //! The fast versions in `cpu/linear.rs` keep this contract to the bit. Not here: LoRA (`lm`).
 
-use crate::cpu::{Precision, bf16};
+use crate::cpu::{Order, bf16};
 use crate::params::{LANES, panel_row};
 
 /// `acc` and the products of the terms, in the order of the contract.
-fn chain(precision: Precision, acc: f32, terms: impl Iterator<Item = (f32, f32)>) -> f32 {
-    match precision {
-        Precision::F32 => terms.fold(acc, |acc, (a, b)| a.mul_add(b, acc)),
-        Precision::Bf16 => {
-            let flush = |x: f32| if x.is_subnormal() { 0.0f32.copysign(x) } else { x };
-            let rounded = |x: f32| flush(bf16::round(x));
-            let mut terms: Vec<_> = terms.map(|(a, b)| (rounded(a), rounded(b))).collect();
-            terms.resize(terms.len().next_multiple_of(2), (0.0, 0.0));
-            let (pairs, _) = terms.as_chunks::<2>();
-            pairs.iter().fold(acc, |acc, &[(a0, b0), (a1, b1)]| {
-                flush(a0.mul_add(b0, flush(a1.mul_add(b1, flush(acc)))))
-            })
-        }
+fn chain(order: Order, acc: f32, terms: impl Iterator<Item = (f32, f32)>) -> f32 {
+    if order == Order::Terms {
+        return terms.fold(acc, |acc, (a, b)| a.mul_add(b, acc));
     }
+    let rounded = |x: f32| flush(bf16::round(x));
+    let mut terms: Vec<_> = terms.map(|(a, b)| (rounded(a), rounded(b))).collect();
+    terms.resize(terms.len().next_multiple_of(2), (0.0, 0.0));
+    let (pairs, _) = terms.as_chunks::<2>();
+    match order {
+        Order::Blocks => pairs.chunks(16).fold(acc, |acc, block| {
+            let sum = |i: usize| block.iter().fold(0.0, |sum, pair| flush(pair[i].0.mul_add(pair[i].1, sum)));
+            flush(flush(acc) + flush(sum(0) + sum(1)))
+        }),
+        _ => pairs
+            .iter()
+            .fold(acc, |acc, &[(a0, b0), (a1, b1)]| flush(a0.mul_add(b0, flush(a1.mul_add(b1, flush(acc)))))),
+    }
+}
+
+/// A subnormal number counts as zero.
+fn flush(x: f32) -> f32 {
+    if x.is_subnormal() { 0.0f32.copysign(x) } else { x }
 }
 
 /// Overwrites `y_mn`.
@@ -49,7 +63,7 @@ fn chain(precision: Precision, acc: f32, terms: impl Iterator<Item = (f32, f32)>
 ///
 /// If the lengths do not fit together.
 pub fn forward(
-    precision: Precision,
+    order: Order,
     y_mn: &mut [f32],
     x_mk: &[f32],
     w: &[f32],
@@ -64,7 +78,7 @@ pub fn forward(
         for j in 0..n {
             let start = bias_n.map_or(0.0, |b_n| b_n[j]);
             let terms = x_mk[i * k..][..k].iter().zip(panel_row(k, j)).map(|(&x, at)| (x, w[at]));
-            y_mn[i * n + j] = chain(precision, start, terms);
+            y_mn[i * n + j] = chain(order, start, terms);
         }
     }
 }
@@ -74,14 +88,7 @@ pub fn forward(
 /// # Panics
 ///
 /// If the lengths do not fit together.
-pub fn backward_input(
-    precision: Precision,
-    d_x_mk: &mut [f32],
-    d_y_mn: &[f32],
-    w: &[f32],
-    n: usize,
-    k: usize,
-) {
+pub fn backward_input(order: Order, d_x_mk: &mut [f32], d_y_mn: &[f32], w: &[f32], n: usize, k: usize) {
     let m = rows("linear backward_input", d_y_mn, d_x_mk, w, n, k);
 
     for i in 0..m {
@@ -90,7 +97,7 @@ pub fn backward_input(
             // so now:
             let terms = (0..n).map(|j| (d_y_mn[i * n + j], w[j / LANES * LANES * k + c * LANES + j % LANES]));
             let d_x = &mut d_x_mk[i * k + c];
-            *d_x = chain(precision, *d_x, terms);
+            *d_x = chain(order, *d_x, terms);
         }
     }
 }
@@ -101,7 +108,7 @@ pub fn backward_input(
 ///
 /// If the lengths do not fit together.
 pub fn backward_weight(
-    precision: Precision,
+    order: Order,
     d_w: &mut [f32],
     d_bias_n: Option<&mut [f32]>,
     d_y_mn: &[f32],
@@ -116,7 +123,7 @@ pub fn backward_weight(
             // forward was: y[j] = sum_k x[k] * w[j][k]
             // so now:
             let terms = (0..m).map(|i| (d_y_mn[i * n + j], x_mk[i * k + c]));
-            d_w[at] = chain(precision, d_w[at], terms);
+            d_w[at] = chain(order, d_w[at], terms);
         }
     }
     if let Some(d_bias_n) = d_bias_n {
@@ -141,7 +148,7 @@ fn rows(op: &str, y_mn: &[f32], x_mk: &[f32], w: &[f32], n: usize, k: usize) -> 
 
 #[cfg(test)]
 mod tests {
-    use super::Precision::{Bf16, F32};
+    use super::Order::{Blocks, Pairs, Terms};
     use super::*;
     use crate::ops::check::*;
 
@@ -151,18 +158,18 @@ mod tests {
         let w_nk = [1.0, 10.0, 100.0, 1000.0, 0.5, -1.0];
         let w = to_panels(&w_nk, 2);
         let mut y_mn = unwritten(6);
-        forward(F32, &mut y_mn, &x_mk, &w, Some(&[0.25, 0.0, -1.0]), 3, 2);
+        forward(Terms, &mut y_mn, &x_mk, &w, Some(&[0.25, 0.0, -1.0]), 3, 2);
         assert_eq!(y_mn, [21.25, 2100.0, -2.5, 43.25, 4300.0, -3.5]);
-        forward(F32, &mut y_mn, &x_mk, &w, None, 3, 2);
+        forward(Terms, &mut y_mn, &x_mk, &w, None, 3, 2);
         assert_eq!(y_mn, [21.0, 2100.0, -1.5, 43.0, 4300.0, -2.5]);
 
         let d_y_mn = [1.0, 0.0, 2.0, 0.0, 1.0, -1.0];
         let mut d_x_mk = [0.5; 4];
-        backward_input(F32, &mut d_x_mk, &d_y_mn, &w, 3, 2);
+        backward_input(Terms, &mut d_x_mk, &d_y_mn, &w, 3, 2);
         assert_eq!(d_x_mk, [2.5, 8.5, 100.0, 1001.5]);
 
         let (mut d_w, mut d_b) = (vec![0.0; w.len()], [1.0; 3]);
-        backward_weight(F32, &mut d_w, Some(&mut d_b), &d_y_mn, &x_mk, 3, 2);
+        backward_weight(Terms, &mut d_w, Some(&mut d_b), &d_y_mn, &x_mk, 3, 2);
         assert_eq!(from_panels(&d_w, 3, 2), [1.0, 2.0, 3.0, 4.0, -1.0, 0.0]);
         assert_eq!(d_b, [2.0, 2.0, 2.0]);
     }
@@ -176,7 +183,7 @@ mod tests {
         let fused = 2f32.powi(-11) + 2f32.powi(-24);
         let y = |x: &[f32], w_k: &[f32], bias: Option<&[f32]>| {
             let mut y = [f32::NAN];
-            forward(F32, &mut y, x, &to_panels(w_k, x.len()), bias, 1, x.len());
+            forward(Terms, &mut y, x, &to_panels(w_k, x.len()), bias, 1, x.len());
             y[0]
         };
         assert_eq!(y(&[BIG, 1.0, -BIG], &[1.0; 3], None), 0.0, "k ascending");
@@ -186,7 +193,7 @@ mod tests {
 
         let d_x = |d_y: &[f32], w_n: &[f32], start: f32| {
             let mut d_x = [start];
-            backward_input(F32, &mut d_x, d_y, &to_panels(w_n, 1), d_y.len(), 1);
+            backward_input(Terms, &mut d_x, d_y, &to_panels(w_n, 1), d_y.len(), 1);
             d_x[0]
         };
         assert_eq!(d_x(&[BIG, 1.0, -BIG], &[1.0; 3], 0.0), 0.0, "n ascending");
@@ -196,7 +203,7 @@ mod tests {
 
         let d_w = |d_y: &[f32], x_m: &[f32], start: f32| {
             let (mut d_w, mut d_b) = (to_panels(&[start], 1), [start]);
-            backward_weight(F32, &mut d_w, Some(&mut d_b), d_y, x_m, 1, 1);
+            backward_weight(Terms, &mut d_w, Some(&mut d_b), d_y, x_m, 1, 1);
             (d_w[0], d_b[0])
         };
         assert_eq!(d_w(&[BIG, 1.0, -BIG], &[1.0; 3], 0.0), (0.0, 0.0), "m ascending");
@@ -205,13 +212,33 @@ mod tests {
         assert_eq!(d_w(&[near_one], &[near_one], -1.0).0, fused, "fused");
     }
 
+    // By hand: 1 is lost beside 2^24, 4 is not; terms 32 and on are another block; even and odd terms meet at the end.
+    #[test]
+    fn blocks_are_summed_by_themselves() {
+        const BIG: f32 = 16_777_216.0;
+        let y = |order: Order, x: &[f32]| {
+            let mut y = [f32::NAN];
+            forward(order, &mut y, x, &to_panels(&vec![1.0; x.len()], x.len()), Some(&[BIG]), 1, x.len());
+            y[0] - BIG
+        };
+        assert_eq!(y(Blocks, &[1.0; 4]), 4.0);
+        assert_eq!(y(Pairs, &[1.0; 4]), 0.0);
+        let mut apart = [0.0; 64];
+        [apart[0], apart[2], apart[32], apart[34]] = [1.0; 4];
+        assert_eq!(y(Blocks, &apart), 4.0, "two blocks of 2");
+        [apart[0], apart[2], apart[32], apart[34]] = [1.0, 0.0, 1.0, 0.0];
+        assert_eq!(y(Blocks, &apart), 0.0, "two blocks of 1");
+        assert_eq!(y(Blocks, &[BIG, 4.0, -BIG]), 4.0, "even terms, then odd ones");
+        assert_eq!(y(Blocks, &[BIG, 0.0, 1.0, 0.0, -BIG]), 0.0, "a chain in each");
+    }
+
     // By hand: 1 + 2^-9 rounds to 1; 1 is lost beside 2^24.
     #[test]
     fn in_bf16_factors_are_rounded_and_pairs_go_second_first() {
         const BIG: f32 = 16_777_216.0;
         let y = |bias: f32, x: &[f32], w_k: &[f32]| {
             let mut y = [f32::NAN];
-            forward(Bf16, &mut y, x, &to_panels(w_k, x.len()), Some(&[bias]), 1, x.len());
+            forward(Pairs, &mut y, x, &to_panels(w_k, x.len()), Some(&[bias]), 1, x.len());
             y[0]
         };
         assert_eq!(y(0.0, &[1.0 + 2f32.powi(-9)], &[1.0 + 2f32.powi(-9)]), 1.0, "rounded");
@@ -228,13 +255,13 @@ mod tests {
         let (w, d_y_mn) = (to_panels(&w_nk, k), values(4, m * n));
         let loss = |x_mk: &[f32], w: &[f32], b_n: &[f32]| {
             let mut y_mn = unwritten(m * n);
-            forward(F32, &mut y_mn, x_mk, w, Some(b_n), n, k);
+            forward(Terms, &mut y_mn, x_mk, w, Some(b_n), n, k);
             weighted(&y_mn, &d_y_mn)
         };
 
         let (mut d_x_mk, mut d_w, mut d_b_n) = (before(m * k), before(w.len()), before(n));
-        backward_input(F32, &mut d_x_mk, &d_y_mn, &w, n, k);
-        backward_weight(F32, &mut d_w, Some(&mut d_b_n), &d_y_mn, &x_mk, n, k);
+        backward_input(Terms, &mut d_x_mk, &d_y_mn, &w, n, k);
+        backward_weight(Terms, &mut d_w, Some(&mut d_b_n), &d_y_mn, &x_mk, n, k);
 
         let padding = w.len() - n * k;
         assert_eq!(d_w.iter().filter(|&&g| g == 0.5).count(), padding, "padding rows get no gradient");
@@ -248,6 +275,6 @@ mod tests {
     #[test]
     #[should_panic(expected = "linear: x is [2, 3]")]
     fn a_wrong_length_names_the_op_and_what_it_expected() {
-        forward(F32, &mut [0.0; 2], &[0.0; 5], &[0.0; 96], None, 1, 3);
+        forward(Terms, &mut [0.0; 2], &[0.0; 5], &[0.0; 96], None, 1, 3);
     }
 }

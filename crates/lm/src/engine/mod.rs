@@ -147,7 +147,7 @@ impl<'a> Engine<'a> {
         limits: Limits,
         tape: &'a mut Tape,
     ) -> Self {
-        Self { cpu, decoder, params, limits, tape, cache: KvCache::new(&decoder.config) }
+        Self { cpu, decoder, params, limits, tape, cache: KvCache::new(&decoder.config, params.precision()) }
     }
 
     /// Answers all requests and returns the responses in the order of (request, sample).

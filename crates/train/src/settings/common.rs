@@ -147,7 +147,7 @@ settings! {
         truncation: Truncation = Truncation::Drop;
         /// Visit the rows in a new random order in each epoch, as Transformers' trainer does; false: in the file's order.
         shuffle_dataset: bool = true;
-        /// Arithmetic of the matrix products; `auto` is bf16 where the processor has it and the model 2M parameters. Sums, gradients and moments are f32.
+        /// Arithmetic of the matrix products; `auto` is bf16 where the processor multiplies it faster than f32 and the model has 2M parameters. Sums, gradients and moments are f32.
         precision: Precision = Precision::Auto;
         /// Threads; 0: one for each core. Does not change results.
         threads: usize = 0;
