@@ -20,6 +20,7 @@ use sqlx::any::AnyRow;
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
 use crate::id::{content_id, hash_parts};
+use crate::identity;
 use crate::project::{self, to_json};
 use crate::sql::{Cell, Columns, insert_many};
 
@@ -489,6 +490,7 @@ async fn add_comparisons(
 ) -> Result<u64> {
     let mut stream = polity_stats::Stream::new(seed, "shuffle", 0);
     let mut rows = Vec::with_capacity(comparisons.len());
+    let mut queued = Vec::new();
     for new in comparisons {
         let [one, other] = new.responses;
         let id = comparison_id(&one, &other);
@@ -516,6 +518,9 @@ async fn add_comparisons(
             categories.insert(prompt.id, prompt.category);
         }
         let (contest, a_is_first) = contest(&known[&a].model, &known[&b].model);
+        if new.queued {
+            queued.push(id.clone());
+        }
         rows.push(vec![
             Cell::Text(id),
             Cell::Text(new.prompt_id.clone()),
@@ -548,6 +553,7 @@ async fn add_comparisons(
         "added_ms",
     ];
     let inserted = insert_many(connection, "comparison", &columns, rows).await?;
+    identity::hold(connection, queued).await?;
     recount_queue(connection).await?;
     Ok(inserted)
 }

@@ -67,6 +67,7 @@ mod sql;
 
 mod account;
 mod content;
+mod identity;
 mod project;
 mod rubric;
 
@@ -97,6 +98,7 @@ pub use db::{Backend, JOBS_PER_COMMIT, Store};
 pub use error::{Result, StoreError};
 pub use export::{ExportOptions, ExportRow};
 pub use id::{content_id, hash_parts};
+pub use identity::identity_leak;
 pub use import::{
     Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import,
 };
