@@ -14,7 +14,9 @@ use polity_train::config::{Config, KeyInfo};
 use polity_train::settings::{DpoConfig, PpoConfig, Precision, RewardConfig, SftConfig};
 
 use crate::error::CommandResult;
-use crate::project_args::{ExportArgs, FreezeArgs, ImportVerb, InitArgs, LedgerVerb, PanelVerb, SampleArgs};
+use crate::project_args::{
+    ExportArgs, FreezeArgs, ImportVerb, InitArgs, LedgerVerb, PanelVerb, SampleArgs, ServeArgs,
+};
 use crate::settings::{self, Uses};
 use crate::ui::ColorChoice;
 
@@ -131,6 +133,17 @@ Examples:
     /// A panel without people
     #[command(subcommand, arg_required_else_help = true)]
     Panel(PanelVerb),
+
+    /// Serve a project: pages for annotators, reviewers and administrators, and a JSON API
+    #[command(long_about = "\
+Serve a project: pages for annotators, reviewers and administrators, and a JSON API. The first start prints a link that makes the \
+administrator's account. It speaks plain HTTP: beyond this machine, put a proxy that speaks TLS before it and say --behind-proxy. \
+docs/annotation.md has the whole way from here to a panel.")]
+    #[command(after_long_help = "\
+Examples:
+  polity serve
+  polity serve --project helpful --listen 0.0.0.0:8000 --behind-proxy")]
+    Serve(ServeArgs),
 
     /// Make an immutable dataset of the votes: train, validation and holdout parts
     #[command(after_long_help = "\

@@ -31,6 +31,7 @@ mod panel;
 mod project;
 mod project_args;
 mod sample;
+mod serve;
 mod settings;
 mod train;
 mod ui;
@@ -71,6 +72,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Panel(verb) => panel::run(&verb, &global, ui),
         Verb::Freeze(args) => freeze::freeze(&args, &global, ui),
         Verb::Export(args) => freeze::export(&args, &global, ui),
+        Verb::Serve(args) => serve::run(&args, &global, ui),
         Verb::Ledger(verb) => ledger::run(&verb, &global, ui),
         Verb::Train(verb) => train::run(&verb, &global, ui),
         Verb::Generate(args) => generate::run(&args, &global, ui),

@@ -80,6 +80,11 @@ impl Project {
         &self.store
     }
 
+    /// Drives a command's own work, beside what the store does for it.
+    pub fn drive<T>(&self, work: impl Future<Output = CommandResult<T>>) -> CommandResult<T> {
+        self.runtime.block_on(work)
+    }
+
     /// Waits for what the store is asked.
     pub fn wait<T>(&self, work: impl Future<Output = polity_store::Result<T>>) -> CommandResult<T> {
         Ok(self.runtime.block_on(work)?)

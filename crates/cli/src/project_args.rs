@@ -9,8 +9,22 @@ use polity_store::{ImportFormat, LabelRule, Part};
 #[derive(Clone, Debug, Args)]
 pub struct InProject {
     /// The project's directory; the nearest one above the working directory that has a polity.toml if absent
-    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    #[arg(long, alias = "dir", value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub project: Option<PathBuf>,
+}
+
+/// Flags of `serve`.
+#[derive(Debug, Args)]
+pub struct ServeArgs {
+    /// Which project.
+    #[command(flatten)]
+    pub project: InProject,
+    /// Where to listen
+    #[arg(long, value_name = "ADDRESS:PORT", default_value = "127.0.0.1:8000")]
+    pub listen: std::net::SocketAddr,
+    /// A proxy that speaks TLS stands before it: cookies are Secure, and the client's address is the proxy's word (X-Forwarded-For)
+    #[arg(long)]
+    pub behind_proxy: bool,
 }
 
 /// Flags of `init`.
