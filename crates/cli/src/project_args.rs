@@ -57,10 +57,21 @@ pub struct InitArgs {
 #[derive(Debug, Subcommand)]
 pub enum ImportVerb {
     /// Prompts alone
+    #[command(after_long_help = "\
+Examples:
+  polity import prompts prompts.jsonl --category cooking")]
     Prompts(ImportArgs),
     /// Comparisons to be annotated here; what the file says of them is left out
+    #[command(after_long_help = "\
+Examples:
+  polity import pairs pairs.jsonl
+  polity import pairs hh.jsonl.gz --dry-run")]
     Pairs(ImportArgs),
     /// Comparisons and the votes on them
+    #[command(after_long_help = "\
+Examples:
+  polity import votes labels.csv
+  polity import votes judgements.jsonl --format mt-bench")]
     Votes(ImportArgs),
 }
 
