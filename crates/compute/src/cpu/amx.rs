@@ -131,7 +131,7 @@ pub(super) unsafe fn product(
                 };
                 square.start(init.at(i, j), width);
                 if width == LANES {
-                    square.add(a.starting_at(i), k, init.is_zero());
+                    square.add_blocks::<2>(a.starting_at(i), k, init.is_zero());
                 } else {
                     square.add_narrow(a.starting_at(i), k, width, init.is_zero());
                 }
@@ -174,7 +174,7 @@ impl Square {
                 std::ptr::copy_nonoverlapping(self.c.add(i * self.c_stride), wide.c.add(i * LANES), lanes);
             }
             if lanes > TILE {
-                wide.add(a, k, zero);
+                wide.add_blocks::<2>(a, k, zero);
             } else {
                 wide.add_blocks::<1>(a, k, zero);
             }
@@ -182,12 +182,6 @@ impl Square {
                 std::ptr::copy_nonoverlapping(wide.c.add(i * LANES), self.c.add(i * self.c_stride), lanes);
             }
         }
-    }
-
-    #[inline]
-    unsafe fn add(self, a: A, k: usize, zero: bool) {
-        // SAFETY: the caller's promises.
-        unsafe { self.add_blocks::<2>(a, k, zero) }
     }
 
     /// `k` steps over `COLUMNS` registers of 16 lanes: whole blocks, then what is left.
