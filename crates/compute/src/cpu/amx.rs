@@ -364,13 +364,19 @@ impl Step {
     }
 
     kernel! {
-        /// 16 rows by 32 lanes.
+        /// 16 rows by 32 lanes: few rows, whose time is the reading of the lanes. They are asked for two blocks ahead, since the
+        /// processor itself looks no further than the end of a page.
         one_by_two:
         "tilezero tmm0
          tilezero tmm1",
         "tileloadd tmm0, [{c} + {c_stride}]
          tileloadd tmm1, [{c} + {c_stride} + 64]",
-        "tileloadd tmm4, [{a} + {a_stride}]
+        ".set at, 4096
+         .rept 32
+         prefetcht0 [{b} + at]
+         .set at, at + 64
+         .endr
+         tileloadd tmm4, [{a} + {a_stride}]
          tileloadd tmm6, [{b} + {b_stride}]
          tileloadd tmm7, [{b} + {b_stride} + 64]
          tdpbf16ps tmm0, tmm4, tmm6

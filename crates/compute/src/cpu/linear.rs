@@ -19,6 +19,7 @@
 //! Not here: what is done with `y` (activations, norms).
 
 use std::cell::RefCell;
+use std::ops::Range;
 
 use super::bf16;
 use super::tile::{A, Init, ROWS, STEPS};
@@ -38,12 +39,17 @@ const ROW_STEPS: usize = 128;
 /// Words of packed channels at a time: 4 MiB.
 const CHANNELS_MAX: usize = 1 << 20;
 
+/// Numbers that are packed by one thread while the others wait: dividing fewer costs more than it gives.
+const PACKED_ALONE: usize = 1 << 14;
+
 /// Weights that the input's gradient turns at a time: 4 MiB, so that they are still in the cache when they are used.
 const TURNED_MAX: usize = 1 << 20;
 
 thread_local! {
     /// Packed rows, or lanes, of the task that this thread runs.
     static PACKED: RefCell<Buffer> = RefCell::default();
+    /// Packed rows of all tasks, of the thread that starts them.
+    static ROWS_PACKED: RefCell<Buffer> = RefCell::default();
     /// Turned weights or packed channels, of the thread that starts the loops.
     static SHARED: RefCell<Buffer> = RefCell::default();
 }
@@ -198,6 +204,9 @@ struct Panels<'a> {
 }
 
 /// `y[i][o] = init + sum_j x[i][j] panel[j][o]`: both products whose sums run along a row.
+///
+/// Many rows: a task has a row block, or half of its panels, and packs it for itself. Few rows: many tasks share a row block, which is packed
+/// before.
 fn rows_times_panels(
     cpu: &Cpu,
     precision: Precision,
@@ -214,51 +223,123 @@ fn rows_times_panels(
     let count = outputs.div_ceil(LANES);
     let row_blocks = m.div_ceil(ROW_BLOCK);
     let groups = panel_groups(cpu, count, row_blocks);
-    let terms = precision.terms();
+    let packing = RowPacking::of(isa, precision, x);
     let y = SharedMut::new(y);
-    cpu.for_each(row_blocks * groups, |task| {
-        let (row_block, group) = (task / groups, task % groups);
+    // The tiles of a row block and of some of its packed blocks, in panels `of`.
+    let multiply = |row_block: usize, of: Range<usize>, blocks: Range<usize>, packed: &[f32]| {
         let row0 = row_block * ROW_BLOCK;
         let rows = ROW_BLOCK.min(m - row0);
-        let x_rows = &x.rows[row0 * x.stride..(row0 + rows) * x.stride];
-        PACKED.with_borrow_mut(|packed| {
-            packed.grow(BLOCKS * ROW_BLOCK * STEPS);
-            for j0 in (0..x.len).step_by(BLOCKS * STEPS * terms) {
-                let len = (BLOCKS * STEPS * terms).min(x.len - j0);
-                let steps = len.div_ceil(terms);
-                let blocks = steps.div_ceil(STEPS);
-                // Blocks of one length, as far as that goes.
-                let step = steps.div_ceil(blocks).next_multiple_of(isa.cut());
-                let blocks = steps.div_ceil(step);
-                for (block, packed) in packed.chunks_exact_mut(ROW_BLOCK * STEPS).take(blocks).enumerate() {
-                    let from = block * step * terms;
-                    let len = (step * terms).min(len - from);
-                    pack_rows(isa, precision, packed, x_rows, x.stride, x.first + j0 + from, len);
+        for panel in of {
+            let o0 = panel * LANES;
+            let lanes = LANES.min(outputs - o0);
+            for (block, packed) in blocks.clone().zip(packed.chunks_exact(ROW_BLOCK * STEPS)) {
+                let (s0, k) = packing.steps_of(block);
+                let b = panels.words[panel * panels.stride + s0 * LANES..].as_ptr();
+                for i in (0..rows).step_by(tile_rows) {
+                    let a = A::rows(packed[i * STEPS..].as_ptr());
+                    let at = (row0 + i) * outputs + o0;
+                    let init = match bias {
+                        Some(bias) if s0 == 0 => Init::Bias(bias[o0..].as_ptr()),
+                        _ => write.init(s0 == 0, at, outputs),
+                    };
+                    let (c, tile) = (y.pointer(at), tile_rows.min(rows - i));
+                    // SAFETY: the tile of `y` belongs to this task; the panel holds `k` rows of 32 from `s0`;
+                    // the packed block holds `k` words of each of this tile's rows.
+                    unsafe { isa.product(precision, c, outputs, a, b, LANES, tile, lanes, k, init) };
                 }
-                for panel in group * count / groups..(group + 1) * count / groups {
-                    let o0 = panel * LANES;
-                    let lanes = LANES.min(outputs - o0);
-                    for block in 0..blocks {
-                        let s0 = j0 / terms + block * step;
-                        let b = panels.words[panel * panels.stride + s0 * LANES..].as_ptr();
-                        let k = step.min(steps - block * step);
-                        for i in (0..rows).step_by(tile_rows) {
-                            let a = A::rows(packed[(block * ROW_BLOCK + i) * STEPS..].as_ptr());
-                            let at = (row0 + i) * outputs + o0;
-                            let init = match bias {
-                                Some(bias) if s0 == 0 => Init::Bias(bias[o0..].as_ptr()),
-                                _ => write.init(s0 == 0, at, outputs),
-                            };
-                            let (c, tile) = (y.pointer(at), tile_rows.min(rows - i));
-                            // SAFETY: the tile of `y` belongs to this task; the panel holds `k` rows of 32 from `s0`;
-                            // the packed block holds `k` words of each of this tile's rows.
-                            unsafe { isa.product(precision, c, outputs, a, b, LANES, tile, lanes, k, init) };
-                        }
+            }
+        }
+    };
+    let task_of = |task: usize| {
+        let (row_block, group) = (task / groups, task % groups);
+        (row_block, group * count / groups..(group + 1) * count / groups)
+    };
+    if groups <= 2 {
+        cpu.for_each(row_blocks * groups, |task| {
+            let (row_block, of) = task_of(task);
+            PACKED.with_borrow_mut(|packed| {
+                packed.grow(BLOCKS * ROW_BLOCK * STEPS);
+                for blocks in packing.parts() {
+                    for (block, packed) in blocks.clone().zip(packed.chunks_exact_mut(ROW_BLOCK * STEPS)) {
+                        packing.pack(packed, row_block, block);
                     }
+                    multiply(row_block, of.clone(), blocks, packed);
                 }
+            });
+        });
+        return;
+    }
+    ROWS_PACKED.with_borrow_mut(|packed| {
+        let len = packing.blocks * ROW_BLOCK * STEPS;
+        packed.grow(row_blocks * len);
+        let packed = &mut packed[..row_blocks * len];
+        let pack = |task: usize, packed: &mut [f32]| {
+            packing.pack(packed, task / packing.blocks, task % packing.blocks)
+        };
+        if m * x.len < PACKED_ALONE {
+            packed
+                .chunks_exact_mut(ROW_BLOCK * STEPS)
+                .enumerate()
+                .for_each(|(task, packed)| pack(task, packed));
+        } else {
+            cpu.for_each_chunk(packed, ROW_BLOCK * STEPS, pack);
+        }
+        let packed = &*packed;
+        cpu.for_each(row_blocks * groups, |task| {
+            let (row_block, of) = task_of(task);
+            for blocks in packing.parts() {
+                let at = row_block * len + blocks.start * ROW_BLOCK * STEPS;
+                multiply(row_block, of.clone(), blocks, &packed[at..]);
             }
         });
     });
+}
+
+/// How the rows of a left operand are packed: in blocks of steps of one length, as far as that goes.
+#[derive(Clone, Copy)]
+struct RowPacking<'a> {
+    isa: Isa,
+    precision: Precision,
+    x: Left<'a>,
+    /// Of a row.
+    steps: usize,
+    /// Of a block.
+    block: usize,
+    blocks: usize,
+}
+
+impl<'a> RowPacking<'a> {
+    fn of(isa: Isa, precision: Precision, x: Left<'a>) -> Self {
+        let steps = x.len.div_ceil(precision.terms());
+        let block = steps.div_ceil(steps.div_ceil(STEPS).max(1)).next_multiple_of(isa.cut());
+        Self { isa, precision, x, steps, block, blocks: steps.div_ceil(block.max(1)) }
+    }
+
+    /// Blocks that are in the cache together.
+    fn parts(self) -> impl Iterator<Item = Range<usize>> {
+        (0..self.blocks).step_by(BLOCKS).map(move |first| first..self.blocks.min(first + BLOCKS))
+    }
+
+    /// A block's first step, and how many it has.
+    fn steps_of(self, block: usize) -> (usize, usize) {
+        let first = block * self.block;
+        (first, self.block.min(self.steps - first))
+    }
+
+    /// Packs a block of a row block: words of [`A::rows`].
+    fn pack(self, packed: &mut [f32], row_block: usize, block: usize) {
+        let Left { rows, stride, first, len } = self.x;
+        let from = block * self.block * self.precision.terms();
+        let to = len.min(from + self.block * self.precision.terms());
+        let rows = rows.chunks(ROW_BLOCK * stride).nth(row_block).expect("a row block of the matrix");
+        for (out, x) in packed.chunks_exact_mut(STEPS).zip(rows.chunks_exact(stride)) {
+            let x = &x[first + from..first + to];
+            match self.precision {
+                Precision::F32 => out[..x.len()].copy_from_slice(x),
+                Precision::Bf16 => bf16::narrow(self.isa, bytemuck::cast_slice_mut(out), x),
+            }
+        }
+    }
 }
 
 vectorized! {
@@ -365,8 +446,7 @@ fn rows_of(op: &str, y_len: usize, n: usize, x_len: usize, k: usize) -> usize {
     m
 }
 
-/// Into how many parts a forward splits its panels: enough tasks for the threads, but wide parts, since
-/// each packs `x` for itself.
+/// Into how many parts a product splits its panels: enough tasks for the threads.
 fn panel_groups(cpu: &Cpu, panels: usize, row_blocks: usize) -> usize {
     let threads = cpu.threads();
     // So many that the last one does not keep the other threads waiting for long.
@@ -375,25 +455,6 @@ fn panel_groups(cpu: &Cpu, panels: usize, row_blocks: usize) -> usize {
         return 1;
     }
     tasks.div_ceil(row_blocks.max(1)).min(panels.div_ceil(2)).max(1)
-}
-
-/// Packs columns `k0..k0 + k_len` of rows of `x`: words of [`A::rows`].
-fn pack_rows(
-    isa: Isa,
-    precision: Precision,
-    packed: &mut [f32],
-    x_rk: &[f32],
-    k: usize,
-    k0: usize,
-    k_len: usize,
-) {
-    for (out, x_k) in packed.chunks_exact_mut(STEPS).zip(x_rk.chunks_exact(k)) {
-        let x = &x_k[k0..k0 + k_len];
-        match precision {
-            Precision::F32 => out[..k_len].copy_from_slice(x),
-            Precision::Bf16 => bf16::narrow(isa, bytemuck::cast_slice_mut(out), x),
-        }
-    }
 }
 
 /// How the weight's gradient packs channels: `packed[part][tile][step][channel in tile]`, or, for processors that multiply tiles,
