@@ -2,7 +2,7 @@
 //!
 //! The store keeps what must outlive a process and leaves to the server what is its own: hashing passwords (`password` is opaque here),
 //! cookies, rate limits. Secrets are returned once, when they are made; the store keeps their BLAKE3 hashes, so a copy of the database opens
-//! no session. Every change of a role is an event in the ledger.
+//! no session. Every change (roles, invites, passwords, tokens) is an event in the ledger, in the same transaction.
 
 use std::collections::BTreeSet;
 
@@ -177,7 +177,7 @@ impl Store {
         .await
     }
 
-    /// Makes an invite and returns its secret, which goes into the link.
+    /// Makes an invite and returns its secret, which goes into the link; an event.
     pub async fn add_invite(
         &self,
         roles: BTreeSet<Role>,
@@ -193,16 +193,17 @@ impl Store {
                 sqlx::query(
                     "INSERT INTO invite(token_hash, roles, note, created_by, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5, $6)",
                 )
-                .bind(hash)
+                .bind(hash.clone())
                 .bind(to_json(&roles))
-                .bind(note)
-                .bind(actor)
+                .bind(note.clone())
+                .bind(actor.clone())
                 .bind(now_ms)
                 .bind(expires_ms)
-                .execute(connection)
+                .execute(&mut *connection)
                 .await
-                .doing("make an invite")
-                .map(|_| ())
+                .doing("make an invite")?;
+                let body = json!({"invite": {"id": hash, "roles": roles, "note": note, "expires_ms": expires_ms}});
+                ledger::append(connection, "role", &actor, &body, now_ms).await.map(|_| ())
             })
         })
         .await?;
@@ -234,18 +235,24 @@ impl Store {
         .await
     }
 
-    /// Revokes an invite by its id.
-    pub async fn revoke_invite(&self, id: &str, now_ms: i64) -> Result<()> {
-        let id = id.to_owned();
+    /// Revokes an open invite by its id; an event.
+    pub async fn revoke_invite(&self, id: &str, actor: &str, now_ms: i64) -> Result<()> {
+        let (id, actor) = (id.to_owned(), actor.to_owned());
         self.write(move |connection| {
             Box::pin(async move {
-                sqlx::query("UPDATE invite SET revoked_ms = $1 WHERE token_hash = $2 AND revoked_ms IS NULL")
-                    .bind(now_ms)
-                    .bind(id)
-                    .execute(connection)
-                    .await
-                    .doing("revoke an invite")
-                    .map(|_| ())
+                let changed = sqlx::query(
+                    "UPDATE invite SET revoked_ms = $1 WHERE token_hash = $2 AND used_by IS NULL AND revoked_ms IS NULL",
+                )
+                .bind(now_ms)
+                .bind(id.clone())
+                .execute(&mut *connection)
+                .await
+                .doing("revoke an invite")?;
+                if changed.rows_affected() == 0 {
+                    return Err(StoreError::not_found("open invite", id));
+                }
+                let body = json!({"invite_revoked": id});
+                ledger::append(connection, "role", &actor, &body, now_ms).await.map(|_| ())
             })
         })
         .await
@@ -325,9 +332,15 @@ impl Store {
         .await
     }
 
-    /// Replaces a password's hash and ends all sessions of the account.
-    pub async fn set_password(&self, account_id: &str, password: String) -> Result<()> {
-        let id = account_id.to_owned();
+    /// Replaces a password's hash and ends all sessions of the account; an event.
+    pub async fn set_password(
+        &self,
+        account_id: &str,
+        password: String,
+        actor: &str,
+        now_ms: i64,
+    ) -> Result<()> {
+        let (id, actor) = (account_id.to_owned(), actor.to_owned());
         self.write(move |connection| {
             Box::pin(async move {
                 let changed = sqlx::query("UPDATE account SET password = $1 WHERE id = $2")
@@ -339,7 +352,10 @@ impl Store {
                 if changed.rows_affected() == 0 {
                     return Err(StoreError::not_found("account", id));
                 }
-                end_sessions(connection, &id).await
+                end_sessions(connection, &id).await?;
+                let body =
+                    json!({"account": id, "password": if id == actor { "changed" } else { "replaced" }});
+                ledger::append(connection, "role", &actor, &body, now_ms).await.map(|_| ())
             })
         })
         .await
@@ -476,7 +492,7 @@ impl Store {
         .await
     }
 
-    /// Makes an API token and returns it with its secret.
+    /// Makes an API token and returns it with its secret; an event.
     pub async fn add_token(
         &self,
         account_id: &str,
@@ -501,16 +517,17 @@ impl Store {
                 sqlx::query(
                     "INSERT INTO api_token(id, token_hash, account_id, name, created_ms, expires_ms) VALUES ($1, $2, $3, $4, $5, $6)",
                 )
-                .bind(new.id)
+                .bind(new.id.clone())
                 .bind(hash)
-                .bind(new.account_id)
+                .bind(new.account_id.clone())
                 .bind(new.name)
                 .bind(now_ms)
                 .bind(expires_ms)
-                .execute(connection)
+                .execute(&mut *connection)
                 .await
-                .doing("make a token")
-                .map(|_| ())
+                .doing("make a token")?;
+                let body = json!({"account": new.account_id, "token": new.id, "expires_ms": expires_ms});
+                ledger::append(connection, "role", &new.account_id, &body, now_ms).await.map(|_| ())
             })
         })
         .await?;
@@ -569,7 +586,7 @@ impl Store {
         .await
     }
 
-    /// Revokes a token of an account.
+    /// Revokes a token of an account; an event.
     pub async fn revoke_token(&self, account_id: &str, token_id: &str, now_ms: i64) -> Result<()> {
         let (account_id, id) = (account_id.to_owned(), token_id.to_owned());
         self.write(move |connection| {
@@ -579,14 +596,15 @@ impl Store {
                 )
                 .bind(now_ms)
                 .bind(id.clone())
-                .bind(account_id)
-                .execute(connection)
+                .bind(account_id.clone())
+                .execute(&mut *connection)
                 .await
                 .doing("revoke a token")?;
-                match changed.rows_affected() {
-                    0 => Err(StoreError::not_found("token", id)),
-                    _ => Ok(()),
+                if changed.rows_affected() == 0 {
+                    return Err(StoreError::not_found("token", id));
                 }
+                let body = json!({"account": account_id, "token_revoked": id});
+                ledger::append(connection, "role", &account_id, &body, now_ms).await.map(|_| ())
             })
         })
         .await

@@ -24,6 +24,7 @@
 //! Not here: what the answers mean (`vote`), who is qualified by what (`calibration`).
 
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 
@@ -34,6 +35,7 @@ use crate::answer::Answer;
 use crate::calibration;
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
+use crate::ledger;
 use crate::project::{self, Policy};
 use crate::rubric;
 use crate::sql::Columns;
@@ -174,9 +176,15 @@ impl Store {
         self.write(move |connection| Box::pin(async move { expire(connection, now_ms).await })).await
     }
 
-    /// Closes a comparison to annotators, or queues it again (a held one after review, too).
-    pub async fn set_queued(&self, comparison_id: &str, queued: bool) -> Result<()> {
-        let id = comparison_id.to_owned();
+    /// Closes a comparison to annotators, or queues it again (a held one after review, too); an event.
+    pub async fn set_queued(
+        &self,
+        comparison_id: &str,
+        queued: bool,
+        actor: &str,
+        now_ms: i64,
+    ) -> Result<()> {
+        let (id, actor) = (comparison_id.to_owned(), actor.to_owned());
         self.write(move |connection| {
             Box::pin(async move {
                 let counts = counts_of(connection, &id).await?;
@@ -191,7 +199,9 @@ impl Store {
                     (true, true) => "open",
                     (true, false) => "full",
                 };
-                set_counts(connection, &id, &counts, counts.served, state).await
+                set_counts(connection, &id, &counts, counts.served, state).await?;
+                let body = json!({"comparison": id, "queued": queued});
+                ledger::append(connection, "adjudication", &actor, &body, now_ms).await.map(|_| ())
             })
         })
         .await

@@ -157,7 +157,8 @@ impl Claims {
             "votes" => self.seals.push((event.seq, int("to"), text("chain"))),
             "freeze" => drop(self.freezes.insert(text("name"), (event.seq, text("hash")))),
             "rubric" => drop(self.rubrics.insert(int("version"), text("hash"))),
-            "adjudication" => drop(self.adjudications.insert(int("seq"), body)),
+            // Without a number it only says that a comparison was queued or closed.
+            "adjudication" if body.get("seq").is_some() => drop(self.adjudications.insert(int("seq"), body)),
             "calibration" => drop(self.calibration.insert(text("comparison_id"), body)),
             "role" if body.get("roles").is_some() => {
                 drop(self.roles.insert(text("account"), body["roles"].clone()));

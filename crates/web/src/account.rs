@@ -129,9 +129,7 @@ async fn change_password(app: App, call: Call) -> Outcome<Response> {
     }
     password::check(call.text("new_password"))?;
     let phc = password::hash(&app, call.text("new_password").to_owned()).await?;
-    app.store().set_password(&account.id, phc).await?;
-    let body = json!({"account": account.id, "password": "changed"});
-    app.store().append_event("role", call.id(), body, call.now_ms).await?;
+    app.store().set_password(&account.id, phc, call.id(), call.now_ms).await?;
     session::begin(&app, &call, &account, "/account").await
 }
 
@@ -146,17 +144,11 @@ async fn make(app: &App, call: &Call) -> Outcome<(ApiToken, String)> {
         }
         days => days.map(|days| call.now_ms + days * DAY_MS),
     };
-    let (token, secret) = app.store().add_token(call.id(), name, expires_ms, call.now_ms).await?;
-    let body = json!({"account": call.id(), "token": token.id, "expires_ms": expires_ms});
-    app.store().append_event("role", call.id(), body, call.now_ms).await?;
-    Ok((token, secret))
+    Ok(app.store().add_token(call.id(), name, expires_ms, call.now_ms).await?)
 }
 
 async fn revoke(app: &App, call: &Call) -> Outcome<()> {
-    app.store().revoke_token(call.id(), call.part("id"), call.now_ms).await?;
-    let body = json!({"account": call.id(), "token_revoked": call.part("id")});
-    app.store().append_event("role", call.id(), body, call.now_ms).await?;
-    Ok(())
+    Ok(app.store().revoke_token(call.id(), call.part("id"), call.now_ms).await?)
 }
 
 async fn make_token_page(app: App, call: Call) -> Outcome<Response> {

@@ -160,7 +160,7 @@ fn role_set(call: &Call) -> Outcome<BTreeSet<Role>> {
     call.list("roles").into_iter().map(|name| Role::parse(name).map_err(Failure::from)).collect()
 }
 
-/// Makes an invite and writes down who did; returns the path of its page.
+/// Makes an invite; returns the path of its page.
 async fn make_invite(app: &App, call: &Call) -> Outcome<String> {
     let roles = role_set(call)?;
     if roles.is_empty() {
@@ -171,10 +171,7 @@ async fn make_invite(app: &App, call: &Call) -> Outcome<String> {
         return Err(Failure::Input(format!("`days` is {days}; expected 1 to 365")));
     }
     let expires_ms = call.now_ms + days * DAY_MS;
-    let secret =
-        app.store().add_invite(roles.clone(), call.text("note"), call.id(), expires_ms, call.now_ms).await?;
-    let body = json!({"invite": {"roles": roles, "note": call.text("note"), "expires_ms": expires_ms}});
-    app.store().append_event("role", call.id(), body, call.now_ms).await?;
+    let secret = app.store().add_invite(roles, call.text("note"), call.id(), expires_ms, call.now_ms).await?;
     Ok(format!("/invite/{secret}"))
 }
 
@@ -188,13 +185,7 @@ async fn invite_api(app: App, call: Call) -> Outcome<Response> {
 }
 
 async fn revoke(app: &App, call: &Call) -> Outcome<()> {
-    let id = call.part("id");
-    if !app.store().invites().await?.iter().any(|invite| invite.id == id) {
-        return Err(Failure::NotFound);
-    }
-    app.store().revoke_invite(id, call.now_ms).await?;
-    app.store().append_event("role", call.id(), json!({"invite_revoked": id}), call.now_ms).await?;
-    Ok(())
+    Ok(app.store().revoke_invite(call.part("id"), call.id(), call.now_ms).await?)
 }
 
 async fn revoke_page(app: App, call: Call) -> Outcome<Response> {
@@ -236,7 +227,7 @@ async fn disabled_api(app: App, call: Call) -> Outcome<Response> {
     Ok(json_response(&json!({"account": set_disabled(&app, &call).await?})))
 }
 
-/// A random password for an account, which ends its sessions; written down without the password.
+/// A random password for an account, which ends its sessions.
 async fn new_password(app: &App, call: &Call) -> Outcome<(Account, String)> {
     let account = app.store().account(call.part("id")).await?;
     // 80 bits in 16 letters, without the ones that look alike.
@@ -244,10 +235,7 @@ async fn new_password(app: &App, call: &Call) -> Outcome<(Account, String)> {
     let password: String =
         app.random()[..16].iter().map(|byte| char::from(letters[usize::from(byte % 32)])).collect();
     let phc = password::hash(app, password.clone()).await?;
-    app.store().set_password(&account.id, phc).await?;
-    app.store()
-        .append_event("role", call.id(), json!({"account": account.id, "password": "replaced"}), call.now_ms)
-        .await?;
+    app.store().set_password(&account.id, phc, call.id(), call.now_ms).await?;
     Ok((account, password))
 }
 

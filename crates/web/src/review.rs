@@ -311,14 +311,9 @@ async fn decide_page(app: App, call: Call) -> Outcome<Response> {
     Ok(page::redirect(&format!("/review/{}", call.part("comparison"))))
 }
 
-/// Sets whether a comparison is handed out, and writes down who did.
 async fn set_queued(app: &App, call: &Call) -> Outcome<()> {
     let (id, queued) = (call.part("comparison"), call.text("queued") == "yes");
-    app.store().comparison(id).await?;
-    app.store().set_queued(id, queued).await?;
-    let body = json!({"comparison": id, "queued": queued});
-    app.store().append_event("adjudication", call.id(), body, call.now_ms).await?;
-    Ok(())
+    Ok(app.store().set_queued(id, queued, call.id(), call.now_ms).await?)
 }
 
 async fn queue_page(app: App, call: Call) -> Outcome<Response> {

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use polity_store::*;
+use serde_json::json;
 
 use crate::backends::*;
 use crate::on_each;
@@ -28,7 +29,8 @@ on_each! {
         // A refused name does not use the invite up.
         assert_eq!(store.accept_invite(&taken, "bob", "x".into(), T0).await.unwrap().name, "bob");
         let id = store.invites().await.unwrap().into_iter().find(|i| i.used_by.is_none()).unwrap().id;
-        store.revoke_invite(&id, T0).await.unwrap();
+        store.revoke_invite(&id, "cli", T0).await.unwrap();
+        assert!(store.revoke_invite(&id, "cli", T0).await.is_err(), "revoked already");
         assert!(store.invite(&late, T0).await.is_err(), "revoked");
         let (found, password) = store.account_by_name("ann").await.unwrap();
         assert_eq!((found.id.as_str(), password.as_deref()), (account.id.as_str(), Some("$argon2id$x")));
@@ -48,7 +50,7 @@ on_each! {
         store.end_session(&secret).await.unwrap();
         assert!(store.session(&secret, T0 + 1).await.is_err(), "signed out");
         assert!(store.session(&other, T0 + 1).await.is_ok());
-        store.set_password(&bob.id, "new".into()).await.unwrap();
+        store.set_password(&bob.id, "new".into(), &ann.id, T0).await.unwrap();
         assert!(store.session(&other, T0 + 1).await.is_err(), "a new password ends sessions");
 
         let (again, _) = store.begin_session(&bob.id, T0 + 100, T0).await.unwrap();
@@ -82,6 +84,42 @@ on_each! {
         for name in ["", " ann", "a\nb"] {
             assert!(store.add_account(name, None, [].into(), "cli", T0).await.is_err(), "{name:?}");
         }
+    }
+
+    async fn every_change_is_an_event_or_did_not_happen(fixture: Fixture) {
+        let store = fixture.store(plain_policy(1)).await;
+        let ann = store.add_account("ann", Some("old".into()), [Role::Admin].into(), "cli", T0).await.unwrap();
+        let from = store.ledger_head().await.unwrap().seq + 1;
+        let secret = store.add_invite([Role::Reviewer].into(), "for bob", &ann.id, T0 + 9, T0).await.unwrap();
+        let invite = store.invites().await.unwrap().remove(0).id;
+        store.revoke_invite(&invite, &ann.id, T0).await.unwrap();
+        let (token, _) = store.add_token(&ann.id, "script", None, T0).await.unwrap();
+        store.revoke_token(&ann.id, &token.id, T0).await.unwrap();
+        store.set_password(&ann.id, "changed".into(), &ann.id, T0).await.unwrap();
+        store.set_password(&ann.id, "replaced".into(), "cli", T0).await.unwrap();
+        let events = store.events(from, 100).await.unwrap();
+        let told: Vec<(&str, serde_json::Value)> =
+            events.iter().map(|event| (event.actor.as_str(), serde_json::from_str(&event.body).unwrap())).collect();
+        let expected = [
+            (&*ann.id, json!({"invite": {"id": invite, "roles": ["reviewer"], "note": "for bob", "expires_ms": T0 + 9}})),
+            (&ann.id, json!({"invite_revoked": invite})),
+            (&ann.id, json!({"account": ann.id, "token": token.id, "expires_ms": null})),
+            (&ann.id, json!({"account": ann.id, "token_revoked": token.id})),
+            (&ann.id, json!({"account": ann.id, "password": "changed"})),
+            ("cli", json!({"account": ann.id, "password": "replaced"})),
+        ];
+        assert_eq!(told, expected);
+        assert!(!format!("{told:?}").contains(&secret));
+        assert!(store.verify(None).await.unwrap().bad.is_empty());
+
+        // With no ledger to write to, nothing else is written.
+        fixture.tamper("ledger", "ALTER TABLE ledger RENAME TO gone").await;
+        assert!(store.add_invite([Role::Admin].into(), "", &ann.id, T0 + 9, T0).await.is_err());
+        assert!(store.add_token(&ann.id, "t", None, T0).await.is_err());
+        assert!(store.set_password(&ann.id, "lost".into(), &ann.id, T0).await.is_err());
+        assert_eq!(store.invites().await.unwrap().len(), 1);
+        assert_eq!(store.tokens(&ann.id).await.unwrap().len(), 1);
+        assert_eq!(store.account_by_name("ann").await.unwrap().1.as_deref(), Some("replaced"));
     }
 
     async fn secrets_are_not_in_the_database(fixture: Fixture) {

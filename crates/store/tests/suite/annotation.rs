@@ -187,7 +187,8 @@ on_each! {
         let id = queue[0].comparison_id.clone();
         store.adjudicate(&id, Answer::Tie, "both copy the prompt", "rev", T0 + 1).await.unwrap();
         assert!(store.review_queue(10).await.unwrap().is_empty());
-        store.set_queued(&id, true).await.unwrap();
+        store.set_queued(&id, true, "rev", T0).await.unwrap();
+        assert!(store.verify(None).await.unwrap().bad.is_empty(), "queueing is no decision");
         assert!(next(&store, &who[2], T0 + 2).await.is_some());
     }
 
