@@ -667,7 +667,7 @@ fn share(text: &str) -> Result<f64, String> {
         .ok_or_else(|| "expected a number between 0 and 1".into())
 }
 
-fn at_least_one(text: &str) -> Result<usize, String> {
+pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
     at_least(text, 1)
 }
 

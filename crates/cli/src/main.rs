@@ -22,6 +22,7 @@ mod host;
 mod import;
 mod init;
 mod input;
+mod judge;
 mod ledger;
 mod machine;
 mod measure;

@@ -19,6 +19,7 @@ use serde_json::json;
 use crate::args::Global;
 use crate::clock::unix_ms;
 use crate::error::CommandResult;
+use crate::judge;
 use crate::output::{json_to_stdout, to_stdout};
 use crate::project::Project;
 use crate::project_args::{PanelVerb, SimulateArgs};
@@ -33,6 +34,7 @@ const PROGRESS_EVERY: u64 = 50;
 pub fn run(verb: &PanelVerb, global: &Global, ui: &Ui) -> CommandResult {
     match verb {
         PanelVerb::Simulate(args) => simulate(args, global, ui),
+        PanelVerb::Judge(args) => judge::run(args, global, ui),
     }
 }
 

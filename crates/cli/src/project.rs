@@ -43,6 +43,7 @@ pub struct ProjectFile {
 
 /// An open project. Dropping it closes the store.
 pub struct Project {
+    dir: PathBuf,
     runtime: Runtime,
     store: Store,
 }
@@ -72,7 +73,12 @@ impl Project {
             .map_err(|error| CommandError::bad_input(format!("{}: {error}", file.display())))?;
         let runtime = runtime()?;
         let store = runtime.block_on(Store::open(&location(&dir, &project.store), seed()?, unix_ms()))?;
-        Ok(Project { runtime, store })
+        Ok(Project { dir, runtime, store })
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
     }
 
     /// The store.

@@ -1,4 +1,4 @@
-//! Flags of the verbs that work on a project: init, import, sample, panel, freeze, export, ledger.
+//! Flags of the verbs that work on a project: init, import, sample, serve, panel, freeze, export, ledger.
 
 use std::path::PathBuf;
 
@@ -140,6 +140,56 @@ Examples:
   polity panel simulate
   polity panel simulate --votes 500 --seed 7")]
     Simulate(SimulateArgs),
+    /// A model behind an OpenAI-compatible endpoint judges every comparison, in both orders
+    #[command(long_about = "\
+A model behind an OpenAI-compatible endpoint judges every comparison by the project's rubric, in both orders; a verdict that \
+changes with the order is a tie. Its votes are marked as a machine's: they take no person's place, and a dataset counts \
+them only with --machine-votes. Replies are kept in the project's judge-replies.jsonl, so a run that was stopped goes on \
+without paying twice.
+
+The endpoint's key is read from the environment's POLITY_JUDGE_API_KEY.")]
+    #[command(after_long_help = "\
+Examples:
+  polity panel judge --endpoint http://127.0.0.1:8080/v1 --model judge
+  polity panel judge --endpoint URL --model M --budget 200000 --parallel 8
+  polity panel judge --endpoint URL --model M --set temperature=null
+  polity agreement --machine-votes         how far it agrees with people")]
+    Judge(JudgeArgs),
+}
+
+/// Flags of `panel judge`.
+#[derive(Debug, Args)]
+pub struct JudgeArgs {
+    /// Which project.
+    #[command(flatten)]
+    pub project: InProject,
+    /// The endpoint, up to and with /v1
+    #[arg(long, value_name = "URL", value_hint = ValueHint::Url)]
+    pub endpoint: String,
+    /// The model's name there
+    #[arg(long, short, value_name = "NAME")]
+    pub model: String,
+    /// The judge's name in the project; the model's if absent
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Comparisons at most; 0 for all
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub comparisons: u32,
+    /// Tokens after which this run asks no more, as the endpoint counts them; 0 for no limit
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub budget: u64,
+    /// Comparisons judged at once
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = crate::args::at_least_one)]
+    pub parallel: usize,
+    /// Tries of a question that fails for a while: too many requests, a server's error, no connection
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub tries: u32,
+    /// Seconds to wait for a reply
+    #[arg(long, value_name = "SECONDS", default_value_t = 120)]
+    pub timeout: u64,
+    /// A field of each request, such as max_tokens=500; null leaves out what is usual (temperature=0, seed=0); repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = crate::args::parse_set)]
+    pub sets: Vec<(String, String)>,
 }
 
 /// Flags of `panel simulate`.

@@ -43,6 +43,7 @@
 //! | hand out, vote, undo | [`Store::next`], [`Store::vote`], [`Store::undo`], [`Store::release`] |
 //! | versions of the rubric | [`Store::add_rubric`], [`Store::rubrics`] |
 //! | known answers | [`Store::set_calibration`], [`Store::standing`], [`Store::calibration_answers`] |
+//! | judges that are programs | [`Store::machine_vote`], [`Store::unjudged`] |
 //! | disagreement and decisions | [`Store::review_queue`], [`Store::adjudicate`] |
 //! | votes for statistics | [`Store::judgements`] |
 //! | freeze and read datasets | [`Store::freeze`], [`Store::dataset_rows`], [`DatasetRow::label`] |
@@ -74,6 +75,7 @@ mod rubric;
 mod answer;
 mod assign;
 mod calibration;
+mod machine;
 mod vote;
 
 mod dataset;
@@ -103,6 +105,7 @@ pub use import::{
     Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import,
 };
 pub use ledger::{EVENT_KINDS, Event, GENESIS};
+pub use machine::MachineVote;
 pub use migrate::SCHEMA_VERSION;
 pub use progress::Progress;
 pub use project::{NewProject, Policy, Project};

@@ -408,13 +408,7 @@ async fn check_vote(connection: &mut AnyConnection, vote: &NewVote) -> Result<()
     if vote.overall == Answer::Withdrawn {
         return Err(StoreError::invalid("the answer", "`withdrawn`", "an answer; `undo` takes a vote back"));
     }
-    if vote.reason.len() > REASON_BYTES_MAX {
-        return Err(StoreError::invalid(
-            "the reason",
-            format!("{} bytes long", vote.reason.len()),
-            format!("at most {REASON_BYTES_MAX}"),
-        ));
-    }
+    check_reason(&vote.reason)?;
     if vote.work_ms.is_some_and(|work_ms| work_ms < 0) {
         return Err(StoreError::invalid("the time on task", "negative", "milliseconds"));
     }
@@ -422,13 +416,31 @@ async fn check_vote(connection: &mut AnyConnection, vote: &NewVote) -> Result<()
         return Ok(());
     }
     let assignment = assign::assignment(connection, vote.assignment_id).await?;
+    check_axes(connection, assignment.rubric_version, &vote.axes).await
+}
+
+pub(crate) fn check_reason(reason: &str) -> Result<()> {
+    if reason.len() > REASON_BYTES_MAX {
+        let found = format!("{} bytes long", reason.len());
+        return Err(StoreError::invalid("the reason", found, format!("at most {REASON_BYTES_MAX}")));
+    }
+    Ok(())
+}
+
+/// Answers by axis must be on the rubric's axes, and judgements or skips.
+pub(crate) async fn check_axes(
+    connection: &mut AnyConnection,
+    rubric_version: i64,
+    axes: &BTreeMap<String, Answer>,
+) -> Result<()> {
     let rubric: crate::rubric::Rubric = sqlx::query("SELECT content FROM rubric WHERE version = $1")
-        .bind(assignment.rubric_version)
-        .fetch_one(connection)
+        .bind(rubric_version)
+        .fetch_optional(connection)
         .await
         .doing("read the rubric")?
+        .ok_or_else(|| StoreError::not_found("rubric version", rubric_version.to_string()))?
         .json("content")?;
-    for (key, answer) in &vote.axes {
+    for (key, answer) in axes {
         if !rubric.axes.iter().any(|axis| axis.key == *key) {
             let keys: Vec<&str> = rubric.axes.iter().map(|axis| axis.key.as_str()).collect();
             return Err(StoreError::invalid("an axis", format!("`{key}`"), keys.join(", ")));
@@ -575,7 +587,7 @@ pub(crate) async fn append_many(
     crate::sql::insert_many(connection, "vote", &VOTE_COLUMNS, rows).await
 }
 
-async fn append(connection: &mut AnyConnection, mut vote: VoteRecord) -> Result<VoteRecord> {
+pub(crate) async fn append(connection: &mut AnyConnection, mut vote: VoteRecord) -> Result<VoteRecord> {
     let (seq, chain) = chain_head(connection).await?;
     vote.seq = seq + 1;
     vote.chain = vote.computed_chain(&chain);

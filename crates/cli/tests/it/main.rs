@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_training;
 mod chat;
 mod generate;
+mod judge;
 mod measure;
 mod project;
 mod support;

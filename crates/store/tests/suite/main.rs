@@ -10,3 +10,4 @@ mod annotation;
 mod dataset;
 mod import;
 mod ledger;
+mod machine;
