@@ -10,6 +10,7 @@ cd "$3"
 polity import prompts "$prompts"
 polity sample --model "$model" --per-prompt 4 --pairs 2 --set max_new_tokens=48 --set seed=7
 polity panel simulate --seed 7
+polity agreement --machine-votes
 polity freeze v1 --machine-votes
 polity export v1 --out datasets/v1
 

@@ -1,10 +1,11 @@
 //! `polity agreement`: how far a panel agrees, by whom, on what.
 //!
-//! Reads votes (`votes`), has `stats::panel` compute, and prints: a page of tables that fit 80 columns, or the whole report as
+//! Reads votes (a project's, or a file's by `votes`), has `stats::panel` compute, and prints: a page of tables that fit 80 columns, or the whole report as
 //! JSON. `--labels` writes what the votes say of each comparison, for training on soft labels.
 //!
 //! Not here: any statistic.
 
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use polity_stats::agreement::{Measured, Undefined};
@@ -13,11 +14,13 @@ use polity_stats::panel::{
     reliability,
 };
 use polity_stats::vote::Votes;
+use polity_store::{JudgementFilter, panel_votes};
 use serde::Serialize;
 
 use crate::args::AgreementArgs;
 use crate::error::{CommandError, CommandResult};
 use crate::output;
+use crate::project::Project;
 use crate::ui::Ui;
 use crate::votes;
 
@@ -42,7 +45,10 @@ struct LabelRow<'v> {
 
 /// Runs the verb.
 pub fn run(args: &AgreementArgs, ui: &Ui) -> CommandResult {
-    let votes = votes::read(&args.data, ui)?;
+    let votes = match &args.data {
+        Some(file) => votes::read(file, ui)?,
+        None => of_project(args)?,
+    };
     let settings = PanelSettings {
         confidence: args.confidence,
         resamples: args.resamples,
@@ -57,6 +63,36 @@ pub fn run(args: &AgreementArgs, ui: &Ui) -> CommandResult {
         return output::json_to_stdout(&report);
     }
     output::to_stdout(|out| print(out, &report))
+}
+
+/// The project's votes that stand. Annotators are called by their names, where no two have the same.
+fn of_project(args: &AgreementArgs) -> CommandResult<Votes> {
+    let project = Project::open(&args.project)
+        .map_err(|error| error.hint("--data FILE reads votes from a file, without a project"))?;
+    let store = project.store();
+    let machine = (!args.machine_votes).then_some(false);
+    let filter = JudgementFilter { machine, ..JudgementFilter::default() };
+    let mut judgements = project.wait(store.judgements(filter))?;
+    let annotators = project.wait(store.annotators())?;
+    let mut named: HashMap<&str, usize> = HashMap::new();
+    annotators.iter().for_each(|annotator| *named.entry(&annotator.name).or_default() += 1);
+    let names: HashMap<&str, &str> = annotators
+        .iter()
+        .filter(|annotator| named[annotator.name.as_str()] == 1)
+        .map(|annotator| (annotator.id.as_str(), annotator.name.as_str()))
+        .collect();
+    for judgement in &mut judgements {
+        if let Some(name) = names.get(judgement.annotator_id.as_str()) {
+            judgement.annotator_id = (*name).to_owned();
+        }
+    }
+    let votes = panel_votes(&judgements, &project.wait(store.calibration_items())?)?;
+    if votes.votes.is_empty() {
+        let whose = if args.machine_votes { "" } else { " by people" };
+        return Err(CommandError::bad_input(format!("{}: no votes{whose} to compare yet", store.location()))
+            .hint("votes of machines and simulated annotators count with --machine-votes"));
+    }
+    Ok(votes)
 }
 
 fn write_labels(path: &std::path::Path, votes: &Votes, settings: &PanelSettings) -> CommandResult {

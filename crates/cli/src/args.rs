@@ -15,7 +15,7 @@ use polity_train::settings::{DpoConfig, PpoConfig, Precision, RewardConfig, SftC
 
 use crate::error::CommandResult;
 use crate::project_args::{
-    ExportArgs, FreezeArgs, ImportVerb, InitArgs, LedgerVerb, PanelVerb, SampleArgs, ServeArgs,
+    ExportArgs, FreezeArgs, ImportVerb, InProject, InitArgs, LedgerVerb, PanelVerb, SampleArgs, ServeArgs,
 };
 use crate::settings::{self, Uses};
 use crate::ui::ColorChoice;
@@ -233,11 +233,13 @@ How far annotators agree: raw agreement, Cohen, Fleiss, Gwet and Krippendorff wi
 reliability, side bias, speed and drift, agreement by category and rubric version, and how many votes are needed. What \
 the votes do not define is said to be undefined, with the reason.
 
-A vote is a row with `prompt`, `left`, `right` (ids of responses), `annotator` and `answer` (left, right, tie, both_bad, \
+The votes are the project's that stand, people's only unless told otherwise, or a file's. There, a vote is a row with `prompt`, `left`, `right` (ids of responses), `annotator` and `answer` (left, right, tie, both_bad, \
 skip, flag), and optionally `grade` (1 to 3), `category`, `rubric`, `time_ms`, `duration_ms`, `known`. MT-Bench's and \
 PandaLM's rows are read as they are. docs/agreement.md has every figure's formula.")]
     #[command(after_long_help = "\
 Examples:
+  polity agreement
+  polity agreement --project helpful --machine-votes
   polity agreement --data votes.jsonl
   polity agreement --data votes.csv --labels soft.jsonl
   polity agreement --data votes.jsonl --json | jq '.figures[].estimate'")]
@@ -302,9 +304,16 @@ pub struct DemoArgs {
 /// Flags of `agreement`.
 #[derive(Debug, Args)]
 pub struct AgreementArgs {
-    /// Votes: JSONL, JSON, Parquet or CSV; - is stdin
+    /// Which project.
+    #[command(flatten)]
+    pub project: InProject,
+    /// Votes from a file in place of a project: JSONL, JSON, Parquet or CSV; - is stdin
     #[arg(long, short, value_name = "FILE", value_hint = ValueHint::FilePath)]
-    pub data: PathBuf,
+    #[arg(conflicts_with_all = ["project", "machine_votes"])]
+    pub data: Option<PathBuf>,
+    /// Count the votes of machines and simulated annotators too
+    #[arg(long)]
+    pub machine_votes: bool,
     /// Where to write what the votes say of each comparison: soft labels, as JSONL
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub labels: Option<PathBuf>,

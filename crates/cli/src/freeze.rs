@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use polity_rows::{atomic_write, write_jsonl};
-use polity_store::{Dataset, ExportOptions, ExportRow, Freeze, LabelRule, Part};
+use polity_store::{Dataset, ExportOptions, ExportRow, Freeze, Part};
 use serde_json::json;
 
 use crate::args::Global;
@@ -19,16 +19,17 @@ const PAGE: i64 = 2000;
 
 /// Runs `freeze`.
 pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
-    if args.labels == Labels::Model {
-        return Err(CommandError::bad_input("--labels model: this project has no reliability model to ask"));
-    }
     let project = Project::open(&args.project)?;
+    let model = match args.labels {
+        Labels::Model => Some(project.wait(project.store().model_labels(args.machine_votes))?),
+        Labels::Majority | Labels::Soft => None,
+    };
     let freeze = Freeze {
         name: args.name.clone(),
         labels: args.labels.into(),
         machine_votes: args.machine_votes,
         votes_min: args.votes_min,
-        model: None,
+        model,
     };
     let (dataset, left_out) = project.wait(project.store().freeze(freeze, ACTOR, unix_ms()))?;
     for (n, why) in [
@@ -66,10 +67,7 @@ fn say(dataset: &Dataset) -> CommandResult {
 pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
     let dataset = project.wait(project.store().dataset(&args.name))?;
-    let labels = match args.labels {
-        Some(labels) => labels.into(),
-        None => own_rule(&dataset)?,
-    };
+    let labels = dataset.rule(args.labels.map(Into::into))?;
     let options = ExportOptions { labels, margins: args.margins, weights: args.weights };
     std::fs::create_dir_all(&args.out)
         .map_err(|error| CommandError::failed(format!("cannot make {}: {error}", args.out.display())))?;
@@ -121,13 +119,6 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
         }
         Ok(())
     })
-}
-
-/// The rule that the dataset was frozen with.
-fn own_rule(dataset: &Dataset) -> CommandResult<LabelRule> {
-    let header: serde_json::Value = serde_json::from_str(&dataset.header).map_err(CommandError::failed)?;
-    serde_json::from_value(header["labels"].clone())
-        .map_err(|error| CommandError::failed(format!("dataset {}: its label rule: {error}", dataset.name)))
 }
 
 fn write_part(dir: &Path, part: Part, rows: &[ExportRow], format: FileFormat) -> CommandResult<ExportedFile> {

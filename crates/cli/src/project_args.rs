@@ -213,7 +213,7 @@ pub enum Labels {
     Majority,
     /// `label` is the share of the votes
     Soft,
-    /// `label` is the probability by the dataset's reliability model
+    /// `label` is the probability by a reliability model, fitted when the dataset is frozen
     Model,
 }
 
@@ -236,7 +236,7 @@ pub struct FreezeArgs {
     /// The dataset's name
     #[arg(value_name = "NAME")]
     pub name: String,
-    /// Labels that exports have unless told otherwise: majority or soft
+    /// Labels that exports have unless told otherwise: majority, soft or model
     #[arg(long, value_enum, value_name = "RULE", default_value_t = Labels::Soft, hide_possible_values = true)]
     pub labels: Labels,
     /// Comparisons with fewer judgements are left out

@@ -13,9 +13,10 @@
 //! (parts with their lengths before them, see `id`). `header` is the JSON stored with the dataset (name, rules, rubric hash, last vote's number and chain hash, split shares), a row its JSON as
 //! [`DatasetRow::canonical`] writes it. Rows name texts by their content's hash, so the texts are bound too.
 //!
-//! Not here: files (`export`), the reliability model (`polity-stats`; its probabilities are passed in).
+//! Not here: files (`export`), the reliability model (`panel` fits it; its probabilities are passed in).
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
@@ -67,7 +68,7 @@ pub struct Freeze {
     pub machine_votes: bool,
     /// Comparisons with fewer judgements are left out.
     pub votes_min: i64,
-    /// A reliability model's probabilities that `a` is better, by comparison, and what it was.
+    /// A reliability model's probabilities that `a` is better, by comparison, and what it was: [`Store::model_labels`].
     pub model: Option<ModelLabels>,
 }
 
@@ -99,6 +100,32 @@ pub struct Dataset {
     pub created_by: String,
     /// When.
     pub created_ms: i64,
+}
+
+impl Dataset {
+    /// The label rule of an export: the one asked for, or else the one that it was frozen with.
+    pub fn rule(&self, asked: Option<LabelRule>) -> Result<LabelRule> {
+        let damaged =
+            |found: String| StoreError::Damaged { place: format!("dataset {}: header", self.name), found };
+        let mut header: Value =
+            serde_json::from_str(&self.header).map_err(|error| damaged(error.to_string()))?;
+        let own =
+            serde_json::from_value(header["labels"].take()).map_err(|error| damaged(error.to_string()))?;
+        match asked.unwrap_or(own) {
+            LabelRule::Model if header["model"].is_null() => Err(StoreError::refused(
+                format!("labels by model of dataset {}", self.name),
+                "it was frozen without a reliability model; freeze one with labels by model",
+            )),
+            rule => Ok(rule),
+        }
+    }
+
+    /// Positions of a part's rows.
+    pub fn rows_of(&self, part: Part) -> Range<i64> {
+        let ends = [0, self.train_rows, self.validation_rows, self.holdout_rows];
+        let start: i64 = ends[..=part as usize].iter().sum();
+        start..start + ends[part as usize + 1]
+    }
 }
 
 /// What was left out of a dataset.
@@ -248,7 +275,10 @@ impl Store {
             ));
         }
         if freeze.labels == LabelRule::Model && freeze.model.is_none() {
-            return Err(StoreError::refused("labels by model", "no reliability model was given"));
+            return Err(StoreError::refused(
+                "labels by model",
+                "no reliability model was given; `Store::model_labels` fits one",
+            ));
         }
         let actor = actor.to_owned();
         self.write(move |connection| {

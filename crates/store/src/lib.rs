@@ -45,7 +45,7 @@
 //! | known answers | [`Store::set_calibration`], [`Store::standing`], [`Store::calibration_answers`] |
 //! | judges that are programs | [`Store::machine_vote`], [`Store::unjudged`] |
 //! | disagreement and decisions | [`Store::review_queue`], [`Store::adjudicate`] |
-//! | votes for statistics | [`Store::judgements`] |
+//! | votes for statistics | [`Store::judgements`], [`panel_votes`], [`Store::model_labels`] |
 //! | freeze and read datasets | [`Store::freeze`], [`Store::dataset_rows`], [`DatasetRow::label`] |
 //! | files of other tools in, trainers' rows out | [`read_import`], [`Store::import`], [`ExportRow`] |
 //! | the ledger | [`Store::append_event`], [`Store::events`], [`Store::seal_votes`], [`Store::verify`] |
@@ -76,6 +76,7 @@ mod answer;
 mod assign;
 mod calibration;
 mod machine;
+mod panel;
 mod vote;
 
 mod dataset;
@@ -107,6 +108,7 @@ pub use import::{
 pub use ledger::{EVENT_KINDS, Event, GENESIS};
 pub use machine::MachineVote;
 pub use migrate::SCHEMA_VERSION;
+pub use panel::panel_votes;
 pub use progress::Progress;
 pub use project::{NewProject, Policy, Project};
 pub use review::{Adjudication, ReviewItem};

@@ -43,8 +43,8 @@ const FREEZE: &[Field] = &[
     needed("name", Kind::Text, "The dataset's name."),
     needed(
         "labels",
-        Kind::OneOf(&["majority", "soft"]),
-        "Hard labels by majority, or soft labels by vote share.",
+        Kind::OneOf(&["majority", "soft", "model"]),
+        "Hard labels by majority, or soft labels by vote share or by the reliability model.",
     ),
     may("machine_votes", Kind::Yes, "Whether machines' votes count too."),
     may("votes_min", Kind::Int, "Fewest judgements of a comparison, 1 if not given."),
@@ -185,7 +185,7 @@ async fn datasets(app: App, call: Call) -> Outcome<Response> {
     let fields = html! {
         label { span { "Name" } input name="name" required maxlength="100" pattern="[A-Za-z0-9._\\-]+"; }
         label { span { "Labels" }
-            select name="labels" { option value="majority" { "hard, by majority" } option value="soft" { "soft, by vote share" } }
+            select name="labels" { option value="majority" { "hard, by majority" } option value="soft" { "soft, by vote share" } option value="model" { "soft, by reliability" } }
         }
         label { span { "Fewest judgements of a comparison" } input name="votes_min" type="number" min="1" value="1"; }
         label.tick { input type="checkbox" name="machine_votes"; span { "Count machines' votes too" } }
@@ -223,13 +223,21 @@ fn dataset_table(all: &[Dataset]) -> Markup {
 }
 
 async fn freeze(app: &App, call: &Call) -> Outcome<(Dataset, LeftOut)> {
-    let labels = if call.text("labels") == "soft" { LabelRule::Soft } else { LabelRule::Majority };
+    let labels = match call.text("labels") {
+        "model" => LabelRule::Model,
+        "soft" => LabelRule::Soft,
+        _ => LabelRule::Majority,
+    };
+    let model = match labels {
+        LabelRule::Model => Some(app.store().model_labels(call.yes("machine_votes")).await?),
+        LabelRule::Majority | LabelRule::Soft => None,
+    };
     let freeze = Freeze {
         name: call.text("name").trim().to_owned(),
         labels,
         machine_votes: call.yes("machine_votes"),
         votes_min: call.int("votes_min").unwrap_or(1),
-        model: None,
+        model,
     };
     Ok(app.store().freeze(freeze, call.id(), call.now_ms).await?)
 }
@@ -254,14 +262,7 @@ fn limit(call: &Call) -> i64 {
 
 async fn rows_api(app: App, call: Call) -> Outcome<Response> {
     let dataset = app.store().dataset(call.part("name")).await?;
-    let header: Value = serde_json::from_str(&dataset.header)
-        .map_err(|e| Failure::Internal(format!("dataset {}: its header is no JSON: {e}", dataset.name)))?;
-    let rule = [LabelRule::Majority, LabelRule::Soft, LabelRule::Model]
-        .into_iter()
-        .find(|rule| header["labels"] == rule.name())
-        .ok_or_else(|| {
-            Failure::Internal(format!("dataset {}: unknown labels in its header", dataset.name))
-        })?;
+    let rule = dataset.rule(None)?;
     let found =
         app.store().dataset_rows(&dataset.name, call.int("from").unwrap_or(0).max(0), limit(&call)).await?;
     let rows: Vec<Value> = found

@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::path::Path;
+use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{polity, stories};
+use crate::support::{command, polity, run_of, stories};
 
 fn words<'a>(args: &'a str, dir: &'a str) -> Vec<String> {
     args.split(' ').map(|word| word.replace("DIR", dir)).collect()
@@ -54,6 +55,10 @@ fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledge
     assert!((8..=12).contains(&comparisons), "{sampled}");
     let votes = done(dir, "panel simulate --project DIR/p --json");
     assert_eq!(json(&votes)["votes"], 2 * comparisons);
+    let agreement = done(dir, "agreement --project DIR/p --machine-votes --resamples 50 --json");
+    assert_eq!(json(&agreement)["counts"]["votes"], 2 * comparisons);
+    let none = refused(dir, "agreement --project DIR/p", 2);
+    assert!(none.contains("no votes by people") && none.contains("--machine-votes"), "{none}");
     done(dir, "freeze v1 --project DIR/p --machine-votes");
     let exported = json(&done(dir, "export v1 --project DIR/p --out DIR/p/datasets/v1 --json"));
     let hash = exported["hash"].as_str().unwrap().to_owned();
@@ -96,6 +101,81 @@ fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledge
     );
     let cut = refused(dir, "ledger verify --project DIR/p --head 00", 1);
     assert!(cut.contains("ledger event 11"), "{cut}");
+}
+
+/// The documented script, as it is written.
+#[test]
+fn from_votes_to_a_model_by_the_script_of_the_documents() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let prompts: String = (0..8).map(|i| format!("{{\"prompt\": \"Once upon a time {i}\"}}\n")).collect();
+    fs::write(dir.join("prompts.jsonl"), prompts).unwrap();
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/votes_to_model.sh");
+    let polity = Path::new(env!("CARGO_BIN_EXE_polity")).parent().unwrap().to_owned();
+    let path: Vec<_> =
+        [polity].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())).collect();
+    let mut bash = Command::new("bash");
+    bash.arg(script).arg(stories()).arg(dir.join("prompts.jsonl")).arg(dir.join("p"));
+    let run = run_of(bash.env("PATH", std::env::join_paths(path).unwrap()).output().unwrap()).ok();
+    let said = &run.stdout;
+    assert!(said.contains("simulated annotators") && said.contains("Krippendorff's alpha"), "{said}");
+    assert!(said.trim_end().ends_with("is in both manifests and in the ledger"), "{said}");
+}
+
+/// Three who look, and `eve`, who says `a` whatever is there.
+fn a_panel(dir: &Path) {
+    let mut rows = String::from("prompt,response_a,response_b,winner,annotator\n");
+    for i in 0..30 {
+        let winner = if i % 2 == 0 { "a" } else { "b" };
+        for (who, winner) in [("ann", winner), ("ben", winner), ("cid", winner), ("eve", "a")] {
+            rows += &format!("question {i},one {i},other {i},{winner},{who}\n");
+        }
+    }
+    fs::write(dir.join("panel.csv"), rows).unwrap();
+    done(dir, "init DIR/p --validation 0 --holdout 0");
+    done(dir, "import votes DIR/panel.csv --project DIR/p");
+}
+
+#[test]
+fn a_project_knows_its_panel_and_labels_by_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    a_panel(dir);
+    // In the project's directory nothing else need be said.
+    let mut here = command(["agreement", "--json", "--resamples", "50"]);
+    let here = run_of(here.current_dir(dir.join("p")).output().unwrap()).ok();
+    assert_eq!(here.stdout, done(dir, "agreement --project DIR/p --json --resamples 50"));
+    let report = json(&here.stdout);
+    let reliability = |who: &str| {
+        let mut all = report["annotators"].as_array().unwrap().iter();
+        all.find(|annotator| annotator["name"] == who).unwrap()["reliability"]["reliability"]
+            .as_f64()
+            .unwrap()
+    };
+    assert_eq!((&report["counts"]["votes"], &report["counts"]["comparisons"]), (&120.into(), &30.into()));
+    assert!(reliability("panel.csv:ann") > 0.9 && reliability("panel.csv:eve") < 0.2, "{report}");
+    refused(dir, "agreement --project DIR/p --data DIR/panel.csv", 2);
+
+    done(dir, "freeze soft --project DIR/p");
+    done(dir, "freeze model --project DIR/p --labels model");
+    done(dir, "export model --project DIR/p --out DIR/model");
+    done(dir, "export model --project DIR/p --out DIR/share --labels soft");
+    let labels = |part: &str| -> Vec<(String, f64)> {
+        let rows = fs::read_to_string(dir.join(part).join("train.jsonl")).unwrap();
+        let row = |row: Value| (row["chosen"].as_str().unwrap().to_owned(), row["label"].as_f64().unwrap());
+        rows.lines().map(|line| row(json(line))).collect()
+    };
+    let (model, share) = (labels("model"), labels("share"));
+    assert_eq!(model.len(), 30);
+    for ((chosen, p), (same, votes)) in model.iter().zip(&share) {
+        assert_eq!(chosen, same, "the three are right about each");
+        // Half the shares are 3 of 4, because of eve; the model does not believe her.
+        assert!(*p > 0.9 && [0.75, 1.0].contains(votes), "{chosen}: {p}, {votes}");
+    }
+    let log = done(dir, "ledger verify --project DIR/p --json");
+    assert_eq!(json(&log)["bad"], Value::Array(vec![]));
+    let refused = refused(dir, "export soft --project DIR/p --out DIR/none --labels model", 2);
+    assert!(refused.contains("frozen without a reliability model"), "{refused}");
 }
 
 #[test]
