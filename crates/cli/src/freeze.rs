@@ -108,7 +108,9 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
     };
     let text = serde_json::to_string_pretty(&said).map_err(CommandError::failed)? + "\n";
     atomic_write(args.out.join(DATASET_FILE), |out| std::io::Write::write_all(out, text.as_bytes()))?;
-    project.wait(project.store().append_event("export", ACTOR, json!(said), unix_ms()))?;
+    let mut body = json!(said);
+    body["dir"] = place(&args.out, project.dir())?.into();
+    project.wait(project.store().append_event("export", ACTOR, body, unix_ms()))?;
     if global.json {
         return json_to_stdout(&said);
     }
@@ -119,6 +121,16 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
         }
         Ok(())
     })
+}
+
+/// A directory as the ledger names it: from the project's, if it is below that.
+fn place(dir: &Path, project: &Path) -> CommandResult<String> {
+    let whole = |path: &Path| {
+        path.canonicalize()
+            .map_err(|error| CommandError::failed(format!("cannot find {}: {error}", path.display())))
+    };
+    let (dir, project) = (whole(dir)?, whole(project)?);
+    Ok(dir.strip_prefix(&project).unwrap_or(&dir).to_string_lossy().into_owned())
 }
 
 fn write_part(dir: &Path, part: Part, rows: &[ExportRow], format: FileFormat) -> CommandResult<ExportedFile> {

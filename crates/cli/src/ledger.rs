@@ -1,14 +1,18 @@
 //! `polity ledger`: what has happened to the data, and whether that is still so.
 
+use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::PathBuf;
 
-use polity_store::Event;
-use serde_json::json;
+use polity_store::{Bad, Event, Verification};
+use polity_train::run::Input;
+use serde::Serialize;
+use serde_json::{Value, json};
 
 use crate::args::Global;
 use crate::error::{CommandError, CommandResult};
 use crate::output::{json_to_stdout, to_stdout};
-use crate::project::Project;
+use crate::project::{DATASET_FILE, DatasetFile, Project};
 use crate::project_args::LedgerVerb;
 use crate::ui::Ui;
 
@@ -54,26 +58,98 @@ fn print(out: &mut impl Write, event: &Event, json: bool) -> std::io::Result<()>
     writeln!(out, "{line}")
 }
 
+/// What was verified, and which exported files are no longer where they were written.
+#[derive(Serialize)]
+struct Verified {
+    #[serde(flatten)]
+    store: Verification,
+    /// Exported files that are there.
+    exported_files: usize,
+    /// Those that are not: moved, renamed or removed.
+    exported_files_gone: Vec<PathBuf>,
+}
+
 fn verify(project: &Project, head: Option<&str>, global: &Global, ui: &Ui) -> CommandResult {
-    let found = project.wait(project.store().verify(head))?;
+    let store = project.wait(project.store().verify(head))?;
+    let mut found = Verified { store, exported_files: 0, exported_files_gone: Vec::new() };
+    verify_exports(project, &mut found)?;
+    let Verified { store, exported_files, exported_files_gone } = &found;
     if global.json {
         json_to_stdout(&found)?;
     } else {
         to_stdout(|out| {
-            writeln!(out, "events        {}", found.events)?;
-            writeln!(out, "head          {}", found.head)?;
-            writeln!(out, "votes         {} ({} sealed)", found.votes, found.votes_sealed)?;
-            writeln!(out, "datasets      {} ({} rows)", found.datasets, found.dataset_rows)?;
-            writeln!(out, "texts         {}", found.texts)
+            writeln!(out, "events        {}", store.events)?;
+            writeln!(out, "head          {}", store.head)?;
+            writeln!(out, "votes         {} ({} sealed)", store.votes, store.votes_sealed)?;
+            writeln!(out, "datasets      {} ({} rows)", store.datasets, store.dataset_rows)?;
+            writeln!(out, "texts         {}", store.texts)?;
+            writeln!(out, "exports       {exported_files} files ({} gone)", exported_files_gone.len())
         })?;
     }
-    let Some(first) = found.bad.first() else {
+    for path in exported_files_gone {
+        ui.note(&format!("{} is not there: moved or removed since it was exported", path.display()));
+    }
+    let Some(first) = store.bad.first() else {
         ui.note("the ledger and everything it vouches for are whole");
         return Ok(());
     };
     let mut error = CommandError::failed(format!("{}: {}", first.record, first.found));
-    for bad in &found.bad[1..] {
+    for bad in &store.bad[1..] {
         error = error.hint(format!("also {}: {}", bad.record, bad.found));
     }
     Err(error)
+}
+
+/// What an export wrote.
+enum Written {
+    /// Rows, by the BLAKE3 of the file.
+    Rows(String),
+    /// `dataset.json`, by what it says.
+    About(Value),
+}
+
+/// Files that are where their `export` event says must be as they were written; the last event on a file holds. A file that was
+/// downloaded has no place, and its event none.
+fn verify_exports(project: &Project, found: &mut Verified) -> CommandResult {
+    let mut written = BTreeMap::new();
+    let mut from = 1;
+    loop {
+        let events = project.wait(project.store().events(from, PAGE))?;
+        let Some(last) = events.last() else { break };
+        from = last.seq + 1;
+        for event in events.iter().filter(|event| event.kind == "export") {
+            let Ok(mut body) = serde_json::from_str::<Value>(&event.body) else { continue };
+            let Some(Value::String(dir)) = body.as_object_mut().and_then(|body| body.remove("dir")) else {
+                continue;
+            };
+            let dir = project.dir().join(dir);
+            let Ok(said) = serde_json::from_value::<DatasetFile>(body.clone()) else { continue };
+            for file in said.files {
+                written.insert(dir.join(file.name), (event.seq, Written::Rows(file.blake3)));
+            }
+            written.insert(dir.join(DATASET_FILE), (event.seq, Written::About(body)));
+        }
+    }
+    for (path, (event, written)) in written {
+        if !path.exists() {
+            found.exported_files_gone.push(path);
+            continue;
+        }
+        found.exported_files += 1;
+        let same = match written {
+            Written::Rows(hash) => Input::hash("data", &path)?.blake3 == hash,
+            Written::About(said) => {
+                let text = std::fs::read_to_string(&path);
+                text.is_ok_and(|text| serde_json::from_str::<Value>(&text).is_ok_and(|now| now == said))
+            }
+        };
+        if !same {
+            let record = format!("exported file {}", path.display());
+            found.store.bad.push(Bad {
+                record,
+                found: format!("it was changed: it is not what ledger event {event} says was written"),
+            });
+        }
+    }
+    Ok(())
 }

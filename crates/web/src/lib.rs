@@ -34,6 +34,7 @@ mod session;
 mod account;
 mod calibration;
 mod compare;
+mod export;
 mod figures;
 mod panel;
 mod people;

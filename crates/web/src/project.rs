@@ -7,13 +7,14 @@ use serde_json::{Value, json};
 
 use crate::app::App;
 use crate::error::{Failure, Outcome};
+use crate::export;
 use crate::field::{Field, Kind, may, needed};
 use crate::page;
 use crate::route::{Access, Call, Route, json_response, route};
 
 /// Who sees how the project goes.
 pub(crate) const WATCHERS: Access = Access::Roles(&[Role::Reviewer, Role::Approver]);
-const ADMINS: Access = Access::Roles(&[]);
+pub(crate) const ADMINS: Access = Access::Roles(&[]);
 
 /// Rows of a page.
 const ROWS: i64 = 100;
@@ -195,9 +196,14 @@ async fn datasets(app: App, call: Call) -> Outcome<Response> {
         h1 { "Datasets" }
         section.card {
             @if all.is_empty() { p { "None yet." } } @else { (dataset_table(&all)) }
-            p.hint { "A dataset never changes. " code { "polity export" } " writes its parts as rows for training." }
+            p.hint { "A dataset never changes." }
         }
-        @if call.who().may(ADMINS) { section.card { h2 { "Freeze one" } (page::form(&call, "/datasets", fields)) } }
+        @if call.who().may(ADMINS) {
+            div.columns {
+                section.card { h2 { "Freeze one" } (page::form(&call, "/datasets", fields)) }
+                @if !all.is_empty() { section.card { h2 { "Export one" } (export::form(&call, &all)) } }
+            }
+        }
     };
     Ok(page::page(&app, &call, "Datasets", body))
 }

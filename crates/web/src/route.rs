@@ -117,6 +117,7 @@ pub fn routes() -> impl Iterator<Item = &'static Route> {
         crate::panel::ROUTES,
         crate::people::ROUTES,
         crate::project::ROUTES,
+        crate::export::ROUTES,
         crate::api::ROUTES,
     ]
     .into_iter()

@@ -179,6 +179,45 @@ fn a_project_knows_its_panel_and_labels_by_it() {
 }
 
 #[test]
+fn an_exported_file_that_was_changed_or_moved_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    a_panel(dir);
+    done(dir, "freeze v1 --project DIR/p");
+    done(dir, "export v1 --project DIR/p --out DIR/p/datasets/v1");
+    done(dir, "export v1 --project DIR/p --out DIR/elsewhere");
+    let verified = |dir: &Path| json(&done(dir, "ledger verify --project DIR/p --json"));
+    let gone = |found: &Value| found["exported_files_gone"].as_array().unwrap().len();
+    let whole = verified(dir);
+    assert_eq!((&whole["exported_files"], gone(&whole)), (&4.into(), 0), "{whole}");
+
+    // A project that is moved takes what is below it along.
+    fs::rename(dir.join("p"), dir.join("q")).unwrap();
+    fs::remove_file(dir.join("elsewhere/train.jsonl")).unwrap();
+    let moved = polity(words("ledger verify --project DIR/q", dir.to_str().unwrap())).ok();
+    assert!(moved.stdout.contains("exports       3 files (1 gone)"), "{}", moved.stdout);
+    assert!(
+        moved.stderr.contains("elsewhere/train.jsonl is not there: moved or removed"),
+        "{}",
+        moved.stderr
+    );
+    fs::rename(dir.join("q"), dir.join("p")).unwrap();
+
+    for file in ["train.jsonl", "dataset.json"] {
+        let path = dir.join("p/datasets/v1").join(file);
+        let before = fs::read_to_string(&path).unwrap();
+        fs::write(&path, before.replacen("question", "Question", 1).replacen("\"v1\"", "\"v2\"", 1)).unwrap();
+        let changed = refused(dir, "ledger verify --project DIR/p", 1);
+        assert!(changed.contains(file) && changed.contains("is not what ledger event"), "{changed}");
+        fs::write(&path, before).unwrap();
+    }
+    // What is exported again into the same place is the last export's.
+    done(dir, "freeze v2 --project DIR/p --labels majority");
+    done(dir, "export v2 --project DIR/p --out DIR/p/datasets/v1");
+    assert_eq!(verified(dir)["bad"], Value::Array(vec![]));
+}
+
+#[test]
 fn what_is_wrong_is_said_and_nothing_is_stored() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();

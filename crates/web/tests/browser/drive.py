@@ -291,6 +291,14 @@ def main():
         browser.fill("name", "first")
         browser.leave("the dataset", lambda: browser.one("button.primary").click())
         expect("first" in browser.text(), browser.text()[:200])
+        browser.look("datasets-frozen")
+        exported = out / "first-train.jsonl"
+        exported.unlink(missing_ok=True)
+        browser.driver.execute_cdp_cmd("Page.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(out)})
+        browser.one("form[action='/datasets/export'] button").click()
+        browser.wait("the exported file", exported.is_file)
+        rows = [json.loads(line) for line in exported.read_text().splitlines()]
+        expect(rows and all(row["chosen"] != row["rejected"] for row in rows), f"rows as trainers read them, {rows[:1]}")
         browser.open("/nothing-here")
         browser.look("error")
 

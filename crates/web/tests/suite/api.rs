@@ -154,6 +154,12 @@ async fn a_program_can_do_what_the_pages_do() {
             && (row["label"].is_null() || row["label"]["chosen"].is_string()),
         "{row}"
     );
+    let asked = json!({"name": "first", "part": "train", "labels": "soft"});
+    let exported = ask!(root, "POST", "/api/v1/datasets/export", asked);
+    let (file, rows) = (&exported["export"]["files"][0], exported["rows"].as_array().unwrap());
+    assert_eq!((&file["rows"], &file["name"]), (&json!(rows.len()), &json!("first-train.jsonl")));
+    assert_eq!(frozen["dataset"]["train_rows"], rows.len());
+    assert!(rows.iter().all(|row| row["chosen"].is_string() && row["label"].is_number()), "{rows:?}");
     let ledger = ask!(root, "GET", "/api/v1/ledger", "/api/v1/ledger?from=2&limit=3", json!({}));
     assert_eq!(ledger["events"][0]["seq"], 2);
 

@@ -1,10 +1,12 @@
 //! A panel's work, page by page: compare, undo, calibrate, change the rubric, review, freeze.
 
 use axum::http::StatusCode;
-use polity_store::{Answer as Vote, CalibrationItem, Kind, Policy, Role};
-use serde_json::json;
+use polity_store::{
+    Answer as Vote, CalibrationItem, ExportOptions, ExportRow, Kind, LabelRule, Part, Policy, Role,
+};
+use serde_json::{Value, json};
 
-use crate::site::{HOUR_MS, Site, plain};
+use crate::site::{Client, HOUR_MS, Site, plain};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn comparing_until_nothing_is_left_says_so() {
@@ -248,10 +250,44 @@ async fn review_decides_and_a_dataset_follows() {
     let mut program = site.program(&admin.id).await;
     let rows = program.call("GET", "/api/v1/datasets/first/rows", json!({})).await.json();
     assert!(!rows["rows"].as_array().unwrap().is_empty());
+    exports_are_what_was_frozen(&site, &mut admin).await;
     let ledger = admin.get("/ledger").await;
-    for kind in ["freeze", "adjudication", "rubric", "role"] {
+    for kind in ["freeze", "export", "adjudication", "rubric", "role"] {
         assert!(ledger.text.contains(&format!("<td>{kind}</td>")), "{kind}: {}", ledger.text);
     }
+}
+
+/// The file that comes down is the dataset's rows, and its hash is in the ledger.
+async fn exports_are_what_was_frozen(site: &Site, admin: &mut Client) {
+    let dataset = site.store.dataset("first").await.unwrap();
+    let asked = [("name", "first"), ("part", "train"), ("labels", "own"), ("weights", "on")];
+    let file = admin.post("/datasets/export", &asked).await;
+    assert_eq!(file.status, StatusCode::OK, "{}", file.text);
+    assert_eq!(file.headers["content-disposition"], "attachment; filename=\"first-train.jsonl\"");
+    let options = ExportOptions { labels: LabelRule::Soft, margins: false, weights: true };
+    let rows = site.store.dataset_rows("first", 0, 1000).await.unwrap();
+    let expected: Vec<_> = rows
+        .into_iter()
+        .filter(|row| row.row.part == Part::Train)
+        .map(|row| json!(ExportRow::of(row, &options).unwrap()))
+        .collect();
+    let sent: Vec<Value> = file.text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((sent.len() as i64, &sent), (dataset.train_rows, &expected));
+    assert!(sent.iter().all(|row| row["label"].is_number() && row["weight"].is_number()), "{sent:?}");
+    let event = site.store.ledger_head().await.unwrap();
+    let body: Value = serde_json::from_str(&event.body).unwrap();
+    assert_eq!((event.kind.as_str(), &body["hash"]), ("export", &json!(dataset.hash)));
+    assert_eq!(body["files"][0]["blake3"], blake3::hash(file.text.as_bytes()).to_hex().as_str());
+
+    for (what, asked) in [
+        ("reliability model", [("name", "first"), ("part", "train"), ("labels", "model")]),
+        ("expected train", [("name", "first"), ("part", "all"), ("labels", "own")]),
+        ("", [("name", "nowhere"), ("part", "train"), ("labels", "own")]),
+    ] {
+        let refused = admin.post("/datasets/export", &asked).await;
+        assert!(refused.status.is_client_error() && refused.text.contains(what), "{}", refused.text);
+    }
+    assert_eq!(site.store.ledger_head().await.unwrap().seq, event.seq, "what is refused is no event");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
