@@ -11,6 +11,7 @@ mod generate;
 mod judge;
 mod measure;
 mod project;
+mod serve;
 mod support;
 mod talk;
 mod train;

@@ -5,13 +5,10 @@ use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-fn polity() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_polity"))
-}
+use crate::support::{command, polity, text};
 
 fn serve(project: &Path) -> (Child, BufReader<ChildStdout>, serde_json::Value) {
-    let mut server = polity()
-        .args(["--json", "serve", "--listen", "127.0.0.1:0", "--project"])
+    let mut server = command(["--json", "serve", "--listen", "127.0.0.1:0", "--project"])
         .arg(project)
         .stdout(Stdio::piped())
         .stderr(Stdio::null())
@@ -45,7 +42,7 @@ fn end(mut server: Child, signal: &str) {
 fn it_serves_invites_the_first_administrator_and_ends() {
     let directory = tempfile::tempdir().unwrap();
     let project = directory.path().join("helpful");
-    assert!(polity().arg("init").arg(&project).stderr(Stdio::null()).status().unwrap().success());
+    polity(["init", &text(&project)]).ok();
 
     let (server, _out, started) = serve(&project);
     let address = started["address"].as_str().unwrap();
@@ -71,20 +68,17 @@ fn it_serves_invites_the_first_administrator_and_ends() {
     let (server, _out, started) = serve(&project);
     assert!(started["admin_invite"].is_null(), "there is an administrator now: {started}");
     end(server, "-TERM");
-    assert!(
-        polity().args(["ledger", "verify", "--project"]).arg(&project).output().unwrap().status.success()
-    );
+    polity(["ledger", "verify", "--project", &text(&project)]).ok();
 }
 
 #[test]
 fn an_address_in_use_is_bad_input() {
     let directory = tempfile::tempdir().unwrap();
     let project = directory.path().join("helpful");
-    assert!(polity().arg("init").arg(&project).stderr(Stdio::null()).status().unwrap().success());
+    polity(["init", &text(&project)]).ok();
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let listen = taken.local_addr().unwrap().to_string();
-    let output = polity().args(["serve", "--listen", &listen, "--project"]).arg(&project).output().unwrap();
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains(&format!("cannot listen on {listen}")), "{said}");
+    let run = polity(["serve", "--listen", &listen, "--project", &text(&project)]);
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert!(run.stderr.contains(&format!("cannot listen on {listen}")), "{}", run.stderr);
 }
