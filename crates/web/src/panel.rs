@@ -71,7 +71,7 @@ async fn panel(app: App, call: Call) -> Outcome<Response> {
         p {
             strong { (counts.votes) } " votes that stand, by " strong { (counts.annotators) } " people on "
             strong { (counts.comparisons) } " comparisons, " (counts.overlapping) " of them by two or more. "
-            (format!("{:.0} %", 100.0 * counts.ties as f64 / counts.votes.max(1) as f64)) " ties. As of " (page::time(figures.at_ms)) "."
+            (format!("{:.0}\u{a0}%", 100.0 * counts.ties as f64 / counts.votes.max(1) as f64)) " ties. As of " (page::time(figures.at_ms)) "."
         }
         @if counts.votes == 0 { p { "There are no votes yet, so there is nothing to say about agreement." } }
         @else {
@@ -161,7 +161,7 @@ fn annotator_part(figures: &Figures, names: &HashMap<String, String>) -> Markup 
     html! {
         section.card {
             h2 { "Annotators" }
-            @if !rows.is_empty() { (svg::dots("Reliability with 95 % intervals", &rows, 0.4, 1.0, Some(0.5))) }
+            @if !rows.is_empty() { (svg::dots("Reliability with 95 % intervals", &rows, 0.0, 1.0, None)) }
             @if let Some(why) = &figures.report.no_reliability { p.hint { "No reliability: " (why) } }
             div.scroll tabindex="0" {
                 table {
@@ -183,7 +183,7 @@ fn annotator_part(figures: &Figures, names: &HashMap<String, String>) -> Markup 
                     } }
                 }
             }
-            p.hint { "Remarks are for a talk, not a verdict. A leaning to one side is tested for all annotators together (Benjamini-Hochberg, 5 %)." }
+            p.hint { "Remarks are for a talk, not a verdict. A leaning to one side is tested for all annotators together (Benjamini-Hochberg, 5 %)." }
         }
     }
 }
@@ -294,7 +294,7 @@ fn one(figures: &Figures, number: usize, id: &str) -> Markup {
         section.card {
             h2 { "Figures" }
             dl.facts {
-                div { dt { "Votes that stand " } dd { (report.votes) ", " (report.ties) " ties, " (report.unanswered) " skips and flags" } }
+                div { dt { "Votes that stand " } dd { (report.votes) "; ties: " (report.ties) ", skips and flags: " (report.unanswered) } }
                 div { dt { "Reliability " (formula("reliability")) } dd { (reliability(report)) } }
                 div { dt { "With the majority of the others " (formula("majority")) } dd { (value(&report.majority)) " on " (report.majority_items) " comparisons" } }
                 div { dt { "Same answer when asked again " (formula("self-consistency")) } dd { (report.self_consistency.same) " of " (report.self_consistency.repeats) } }

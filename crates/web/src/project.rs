@@ -306,7 +306,7 @@ async fn ledger(app: App, call: Call) -> Outcome<Response> {
         h1 { "Ledger" }
         p { (head.seq) " events; head " code.wrap { (head.hash) } }
         section.card.scroll tabindex="0" {
-            table {
+            table.stack {
                 thead { tr { th { "Event" } th { "When" } th { "Kind" } th { "Who" } th { "What" } th { "Hash" } } }
                 tbody {
                     @for event in &events {

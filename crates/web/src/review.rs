@@ -229,7 +229,7 @@ fn vote_table(texts: &ComparisonTexts, votes: &[VoteRecord], names: &BTreeMap<&s
                             @let b_left = vote.left_response == texts.b.id;
                             @let turned = |answer: Answer| if b_left { answer.swapped() } else { answer };
                             tr.gone[replaced.contains(&vote.seq)] {
-                                td { a href={"/panel/" (page::segment(&vote.annotator_id))} { (names.get(vote.annotator_id.as_str()).unwrap_or(&"?")) } }
+                                td { a href={"/panel/" (page::segment(&vote.annotator_id))} { (names.get(vote.annotator_id.as_str()).unwrap_or(&"?")) } @if vote.machine { " (machine)" } }
                                 td { (page::answer(turned(vote.overall), "A", "B")) }
                                 td { @if b_left { "B A" } @else if vote.left_response.is_empty() { "?" } @else { "A B" } }
                                 td { @for (key, answer) in &vote.axes { span.nowrap { (key) ": " (page::answer(turned(*answer), "A", "B")) } br; } }

@@ -7,7 +7,8 @@
   if (goOn) goOn.focus();
   // On a narrow screen the links of the head line scroll; the current one should be in sight.
   const here = document.querySelector(".top nav [aria-current]");
-  if (here) here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.clientWidth / 2 + here.offsetWidth / 2;
+  const show = () => { here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.clientWidth / 2 + here.offsetWidth / 2; };
+  if (here) { show(); addEventListener("resize", show); }
 
   // Time on task: seconds in which the page was visible and something had happened in the last minute.
   if (form) {
