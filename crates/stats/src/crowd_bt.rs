@@ -179,8 +179,7 @@ impl CrowdBt {
         // One step of Newton's method squares what distance L-BFGS has left.
         let rest = factor.solve(&problem.loss(&found.x).1);
         found.x.iter_mut().zip(&rest).for_each(|(x, rest)| *x -= rest);
-        let inverse = factor.inverse();
-        let variance: Vec<f64> = (0..parameters).map(|i| inverse[i * parameters + i]).collect();
+        let variance = factor.inverse_diagonal();
         let of = |w: usize| {
             let at = items + 2 * w;
             Reliability::new(found.x[at], found.x[at + 1], Some((variance[at], variance[at + 1])))
@@ -200,6 +199,18 @@ impl CrowdBt {
     }
 }
 
+/// `P` of one vote: for left `γ σ(Δ) + (1 - γ) σ(q)`, its mirror image for right, the root of their product for a tie.
+pub(crate) fn vote_probability(outcome: Outcome, delta: f64, g: f64, q: f64) -> f64 {
+    match outcome {
+        Outcome::Left => sigmoid(g) * sigmoid(delta) + sigmoid(-g) * sigmoid(q),
+        Outcome::Right => vote_probability(Outcome::Left, -delta, g, -q),
+        Outcome::Tie => {
+            let side = |outcome| vote_probability(outcome, delta, g, q);
+            (side(Outcome::Left) * side(Outcome::Right)).sqrt()
+        }
+    }
+}
+
 /// `ln P` of one vote and its derivatives by `(Δ, g, q)`.
 pub(crate) struct LnVote {
     pub value: f64,
@@ -207,7 +218,7 @@ pub(crate) struct LnVote {
     pub curvature: [[f64; 3]; 3],
 }
 
-/// The logarithm of `γ σ(Δ) + (1 - γ) σ(q)` for left, of its mirror image for right, and half of each for a tie.
+/// The logarithm of [`vote_probability`].
 pub(crate) fn ln_vote(outcome: Outcome, delta: f64, g: f64, q: f64) -> LnVote {
     match outcome {
         Outcome::Left => ln_left(delta, g, q),
