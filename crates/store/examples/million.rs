@@ -9,6 +9,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Instant;
 
+use polity_stats::panel::{PanelSettings, panel_report};
 use polity_store::*;
 
 const T0: i64 = 1_700_000_000_000;
@@ -54,7 +55,12 @@ async fn main() -> Result<()> {
     let began = Instant::now();
     let judgements = store.judgements(JudgementFilter::default()).await?;
     told("judgements", began, judgements.len());
-    drop(judgements);
+    let began = Instant::now();
+    let votes = panel_votes(&judgements, &[])?;
+    let report = panel_report(&votes, &PanelSettings::usual(1));
+    told("agreement", began, report.counts.votes);
+    assert!(report.no_reliability.is_none(), "{:?}", report.no_reliability);
+    drop((judgements, votes));
     let began = Instant::now();
     told("review queue of 100", began, store.review_queue(100).await?.len());
     let began = Instant::now();

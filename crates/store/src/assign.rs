@@ -30,14 +30,13 @@ use sqlx::any::AnyRow;
 
 use polity_stats::Stream;
 
-use crate::account;
+use crate::account::AnnotatorKind;
 use crate::answer::Answer;
 use crate::calibration;
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
 use crate::ledger;
 use crate::project::{self, Policy};
-use crate::rubric;
 use crate::sql::Columns;
 
 /// Comparisons that others have begun are looked through this far from a random place before a fresh one is taken, so
@@ -173,7 +172,10 @@ impl Store {
 
     /// Frees the leases that have run out; [`Store::next`] does so too. Returns how many.
     pub async fn expire_leases(&self, now_ms: i64) -> Result<usize> {
-        self.write(move |connection| Box::pin(async move { expire(connection, now_ms).await })).await
+        self.write(move |connection| {
+            Box::pin(async move { expire(connection, now_ms, None).await.map(|(freed, _)| freed) })
+        })
+        .await
     }
 
     /// Closes a comparison to annotators, or queues it again (a held one after review, too); an event.
@@ -209,11 +211,22 @@ impl Store {
 }
 
 async fn next(connection: &mut AnyConnection, annotator_id: &str, seed: u64, now_ms: i64) -> Result<Next> {
-    account::annotator(connection, annotator_id).await?;
-    expire(connection, now_ms).await?;
-    let policy = project::project(connection).await?.policy;
+    // Every statement is a round trip that all annotators wait for: what is always needed is read at once.
+    let row = sqlx::query(
+        "SELECT policy, (SELECT COUNT(*) FROM annotator WHERE id = $1) AS known, \
+                (SELECT COALESCE(MAX(version), 0) FROM rubric) AS rubric_version, \
+                (SELECT COALESCE(MAX(version), 0) FROM rubric WHERE recalibrate = 1) AS round FROM project",
+    )
+    .bind(annotator_id.to_owned())
+    .fetch_one(&mut *connection)
+    .await
+    .doing("read the project")?;
+    if !row.yes("known")? {
+        return Err(StoreError::not_found("annotator", annotator_id));
+    }
+    let policy: Policy = row.json("policy")?;
     let expires_ms = now_ms.saturating_add(policy.lease_ms);
-    if let Some(held) = live(connection, annotator_id).await? {
+    if let Some(held) = expire(connection, now_ms, Some(annotator_id)).await?.1 {
         sqlx::query("UPDATE assignment SET expires_ms = $1 WHERE id = $2")
             .bind(expires_ms)
             .bind(held.id)
@@ -227,13 +240,11 @@ async fn next(connection: &mut AnyConnection, annotator_id: &str, seed: u64, now
         annotator_id,
         policy: &policy,
         stream: Stream::new(seed, "next", 0),
-        rubric_version: 0,
+        rubric_version: row.int("rubric_version")?,
         now_ms,
         expires_ms,
     };
-    picker.rubric_version = rubric::current_version(picker.connection).await?;
-
-    let standing = calibration::standing(picker.connection, annotator_id).await?;
+    let standing = calibration::standing_in(picker.connection, annotator_id, row.int("round")?).await?;
     if policy.calibration_first > 0 && standing.answered < policy.calibration_first {
         if let Some(given) = picker.calibration(standing.round).await? {
             return Ok(Next::Assignment(given));
@@ -410,7 +421,8 @@ impl Picker<'_> {
     }
 
     async fn give_work(&mut self, id: &str, category: &str) -> Result<Assignment> {
-        let counts = counts_of(self.connection, id).await?;
+        let comparison = self.look_at(id).await?;
+        let counts = counts_from(&comparison)?;
         let served = counts.served + 1;
         let state = if served >= counts.wanted { "full" } else { "open" };
         set_counts(self.connection, id, &counts, served, state).await?;
@@ -423,7 +435,7 @@ impl Picker<'_> {
         .execute(&mut *self.connection)
         .await
         .doing("count what was served")?;
-        self.give(id, Kind::Work, 0, None).await
+        self.give(id, &comparison, Kind::Work, 0, None).await
     }
 
     /// A known comparison that this annotator has not answered in this round.
@@ -443,7 +455,8 @@ impl Picker<'_> {
             return Ok(None);
         }
         let id = rows[self.stream.below(rows.len())].text("id")?;
-        self.give(&id, Kind::Calibration, round, None).await.map(Some)
+        let comparison = self.look_at(&id).await?;
+        self.give(&id, &comparison, Kind::Calibration, round, None).await.map(Some)
     }
 
     /// The annotator's oldest judgement that has not been repeated and lies far enough back, sides swapped.
@@ -464,42 +477,50 @@ impl Picker<'_> {
         match row {
             Some(row) => {
                 let (id, left_before) = (row.text("id")?, row.text("left_response")?);
-                self.give(&id, Kind::Repeat, 1, Some(&left_before)).await.map(Some)
+                let comparison = self.look_at(&id).await?;
+                self.give(&id, &comparison, Kind::Repeat, 1, Some(&left_before)).await.map(Some)
             }
             None => Ok(None),
         }
+    }
+
+    /// A comparison, its place in the queue, and how its sides and this annotator's are balanced.
+    async fn look_at(&mut self, id: &str) -> Result<AnyRow> {
+        sqlx::query(
+            "SELECT c.category, c.state, c.served, c.wanted, c.response_a, c.response_b, c.contest, c.a_is_first, \
+                    COALESCE((SELECT b.first_left FROM side_balance b \
+                              WHERE b.annotator_id = $2 AND b.contest = c.contest), 0) AS own_left, \
+                    (SELECT CAST(COALESCE(SUM(CASE WHEN a.left_response = c.response_a THEN 1 ELSE -1 END), 0) AS BIGINT) \
+                     FROM assignment a WHERE a.comparison_id = c.id AND a.state IN ('live', 'voted')) AS a_left \
+             FROM comparison c WHERE c.id = $1",
+        )
+        .bind(id.to_owned())
+        .bind(self.annotator_id.to_owned())
+        .fetch_one(&mut *self.connection)
+        .await
+        .doing("read a comparison")
     }
 
     /// Makes the assignment. `left_before` asks for the other side than that time; otherwise sides are balanced.
     async fn give(
         &mut self,
         id: &str,
+        comparison: &AnyRow,
         kind: Kind,
         round: i64,
         left_before: Option<&str>,
     ) -> Result<Assignment> {
-        let row =
-            sqlx::query("SELECT response_a, response_b, contest, a_is_first FROM comparison WHERE id = $1")
-                .bind(id.to_owned())
-                .fetch_one(&mut *self.connection)
-                .await
-                .doing("read a comparison")?;
-        let (a, b) = (row.text("response_a")?, row.text("response_b")?);
+        let (a, b) = (comparison.text("response_a")?, comparison.text("response_b")?);
         let a_left = match left_before {
             Some(left_before) => left_before != a,
-            None => self.balanced_side(id, &row).await?,
+            None => self.balanced_side(comparison).await?,
         };
         let (left, right) = if a_left { (a, b) } else { (b, a) };
-        let number = sqlx::query("SELECT COALESCE(MAX(id), 0) + 1 AS id FROM assignment")
-            .fetch_one(&mut *self.connection)
-            .await
-            .doing("number an assignment")?
-            .int("id")?;
-        sqlx::query(
+        let number = sqlx::query(
             "INSERT INTO assignment(id, annotator_id, comparison_id, kind, round, left_response, rubric_version, state, served_ms, \
-             expires_ms) VALUES ($1, $2, $3, $4, $5, $6, $7, 'live', $8, $9)",
+             expires_ms) VALUES ((SELECT COALESCE(MAX(id), 0) + 1 FROM assignment), $1, $2, $3, $4, $5, $6, 'live', $7, $8) \
+             RETURNING id",
         )
-        .bind(number)
         .bind(self.annotator_id.to_owned())
         .bind(id.to_owned())
         .bind(kind.name())
@@ -508,9 +529,10 @@ impl Picker<'_> {
         .bind(self.rubric_version)
         .bind(self.now_ms)
         .bind(self.expires_ms)
-        .execute(&mut *self.connection)
+        .fetch_one(&mut *self.connection)
         .await
-        .doing("hand out a comparison")?;
+        .doing("hand out a comparison")?
+        .int("id")?;
         Ok(Assignment {
             id: number,
             annotator_id: self.annotator_id.to_owned(),
@@ -526,25 +548,9 @@ impl Picker<'_> {
     }
 
     /// Whether `a` goes on the left.
-    async fn balanced_side(&mut self, id: &str, comparison: &AnyRow) -> Result<bool> {
+    async fn balanced_side(&mut self, comparison: &AnyRow) -> Result<bool> {
         let (contest, a_is_first) = (comparison.text("contest")?, comparison.yes("a_is_first")?);
-        let own = sqlx::query("SELECT first_left FROM side_balance WHERE annotator_id = $1 AND contest = $2")
-            .bind(self.annotator_id.to_owned())
-            .bind(contest.clone())
-            .fetch_optional(&mut *self.connection)
-            .await
-            .doing("read the balance of sides")?
-            .map_or(Ok(0), |row| row.int("first_left"))?;
-        let a_left = sqlx::query(
-            "SELECT CAST(COALESCE(SUM(CASE WHEN left_response = $1 THEN 1 ELSE -1 END), 0) AS BIGINT) AS n FROM assignment \
-             WHERE comparison_id = $2 AND state IN ('live', 'voted')",
-        )
-        .bind(comparison.text("response_a")?)
-        .bind(id.to_owned())
-        .fetch_one(&mut *self.connection)
-        .await
-        .doing("read the balance of sides")?
-        .int("n")?;
+        let (own, a_left) = (comparison.int("own_left")?, comparison.int("a_left")?);
         let comparisons = if a_is_first { a_left } else { -a_left };
         let first_left = match (own, comparisons) {
             (2.., _) => false,
@@ -670,12 +676,14 @@ pub(crate) async fn reopen(
 
 /// Takes a place at a comparison or gives it back, from whether one is held to whether one is wanted.
 async fn take_place(connection: &mut AnyConnection, id: &str, held: bool, wanted: bool) -> Result<()> {
+    if held == wanted {
+        return Ok(());
+    }
     let counts = counts_of(connection, id).await?;
-    let served = match (held, wanted) {
-        (true, true) | (false, false) => return Ok(()),
-        (false, true) if counts.served >= counts.wanted => return Err(StoreError::LeaseLost),
-        (false, true) => counts.served + 1,
-        (true, false) => counts.served - 1,
+    let served = match wanted {
+        true if counts.served >= counts.wanted => return Err(StoreError::LeaseLost),
+        true => counts.served + 1,
+        false => counts.served - 1,
     };
     let state = match counts.state.as_str() {
         "fresh" | "open" | "full" if served >= counts.wanted => "full",
@@ -701,18 +709,31 @@ async fn set_assignment(
         .map(|_| ())
 }
 
-async fn expire(connection: &mut AnyConnection, now_ms: i64) -> Result<usize> {
+/// Frees the leases that have run out and says how many; and the lease that `holder` has.
+async fn expire(
+    connection: &mut AnyConnection,
+    now_ms: i64,
+    holder: Option<&str>,
+) -> Result<(usize, Option<Assignment>)> {
     let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "{ASSIGNMENT} WHERE a.state = 'live' AND a.expires_ms <= $1 ORDER BY a.id"
+        "{ASSIGNMENT} WHERE a.state = 'live' AND (a.expires_ms <= $1 OR a.annotator_id = $2) ORDER BY a.id"
     )))
     .bind(now_ms)
+    .bind(holder.map(str::to_owned))
     .fetch_all(&mut *connection)
     .await
-    .doing("look for leases that ran out")?;
+    .doing("look for leases")?;
+    let (mut freed, mut held) = (0, None);
     for row in &rows {
-        end_lease(connection, &assignment_from(row)?, "expired").await?;
+        let assignment = assignment_from(row)?;
+        if assignment.expires_ms <= now_ms {
+            end_lease(connection, &assignment, "expired").await?;
+            freed += 1;
+        } else {
+            held = Some(assignment);
+        }
     }
-    Ok(rows.len())
+    Ok((freed, held))
 }
 
 async fn end_lease(
@@ -742,6 +763,10 @@ pub(crate) async fn counts_of(connection: &mut AnyConnection, id: &str) -> Resul
         .await
         .doing("read a comparison")?
         .ok_or_else(|| StoreError::not_found("comparison", id))?;
+    counts_from(&row)
+}
+
+fn counts_from(row: &AnyRow) -> Result<Counts> {
     Ok(Counts {
         category: row.text("category")?,
         state: row.text("state")?,
@@ -781,14 +806,30 @@ pub(crate) async fn set_counts(
         .map(|_| ())
 }
 
-/// How a comparison was chosen, and with which probability.
-pub(crate) async fn selection(connection: &mut AnyConnection, id: &str) -> Result<Option<(String, f64)>> {
-    let row = sqlx::query("SELECT chosen_by, propensity FROM comparison WHERE id = $1")
-        .bind(id.to_owned())
-        .fetch_one(connection)
-        .await
-        .doing("read a comparison")?;
-    Ok(row.text_or_null("chosen_by")?.zip(row.real_or_null("propensity")?))
+/// What a vote says of how its comparison was chosen, and of who gave it.
+pub(crate) struct Provenance {
+    pub chosen_by: Option<String>,
+    pub propensity: Option<f64>,
+    pub annotator: AnnotatorKind,
+}
+
+pub(crate) async fn provenance(
+    connection: &mut AnyConnection,
+    assignment: &Assignment,
+) -> Result<Provenance> {
+    let row = sqlx::query(
+        "SELECT c.chosen_by, c.propensity, w.kind FROM comparison c JOIN annotator w ON w.id = $2 WHERE c.id = $1",
+    )
+    .bind(assignment.comparison_id.clone())
+    .bind(assignment.annotator_id.clone())
+    .fetch_one(connection)
+    .await
+    .doing("read a comparison")?;
+    Ok(Provenance {
+        chosen_by: row.text_or_null("chosen_by")?,
+        propensity: row.real_or_null("propensity")?,
+        annotator: AnnotatorKind::parse(&row.text("kind")?)?,
+    })
 }
 
 /// Holds a comparison back once enough annotators have flagged it.

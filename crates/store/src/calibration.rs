@@ -168,12 +168,21 @@ fn is_right(row: &sqlx::any::AnyRow) -> Result<bool> {
 }
 
 /// An annotator's answers since the current round began.
-pub(crate) async fn standing(connection: &mut AnyConnection, annotator_id: &str) -> Result<Standing> {
+async fn standing(connection: &mut AnyConnection, annotator_id: &str) -> Result<Standing> {
     let round = sqlx::query("SELECT COALESCE(MAX(version), 0) AS round FROM rubric WHERE recalibrate = 1")
         .fetch_one(&mut *connection)
         .await
         .doing("read the rubric")?
         .int("round")?;
+    standing_in(connection, annotator_id, round).await
+}
+
+/// How an annotator does in a round.
+pub(crate) async fn standing_in(
+    connection: &mut AnyConnection,
+    annotator_id: &str,
+    round: i64,
+) -> Result<Standing> {
     let rows = sqlx::query(
         "SELECT v.overall, v.left_response, c.response_a, k.expected \
          FROM effective_vote v JOIN calibration k ON k.comparison_id = v.comparison_id \

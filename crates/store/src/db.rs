@@ -34,8 +34,10 @@ pub const JOBS_PER_COMMIT: usize = 64;
 const BUSY_S: u64 = 60;
 /// Connections that read at the same time.
 const READERS: u32 = 4;
-/// Key of PostgreSQL's advisory lock: "polity" in ASCII.
-const LOCK_KEY: i64 = 0x70_6f_6c_69_74_79;
+/// PostgreSQL's advisory lock, by the key "polity" in ASCII, and the first job's savepoint. `Any` cannot read what the function
+/// returns (void), hence the cast.
+const LOCK_AND_SAVEPOINT: &str =
+    "SELECT CAST(pg_advisory_xact_lock(x'706f6c697479'::bigint) AS TEXT); SAVEPOINT job";
 
 /// A future that borrows a connection.
 pub(crate) type Boxed<'c, T> = Pin<Box<dyn Future<Output = T> + Send + 'c>>;
@@ -252,21 +254,21 @@ async fn run_together(
         Backend::Postgres => "BEGIN",
     };
     let mut transaction = connection.begin_with(begin).await?;
-    if backend == Backend::Postgres {
-        sqlx::query("SELECT CAST(pg_advisory_xact_lock($1) AS TEXT)")
-            .bind(LOCK_KEY)
-            .execute(&mut *transaction)
-            .await?;
-    }
+    sqlx::raw_sql(match backend {
+        Backend::Sqlite => "SAVEPOINT job",
+        Backend::Postgres => LOCK_AND_SAVEPOINT,
+    })
+    .execute(&mut *transaction)
+    .await?;
     for job in jobs {
-        sqlx::raw_sql("SAVEPOINT job").execute(&mut *transaction).await?;
         // A bug in one job must not take the writer down. Its answer is dropped, which its caller sees.
         let outcome = AssertUnwindSafe(job(&mut transaction)).catch_unwind().await;
-        let keep = matches!(outcome, Ok(Outcome::Keep(_)));
-        if !keep {
-            sqlx::raw_sql("ROLLBACK TO SAVEPOINT job").execute(&mut *transaction).await?;
-        }
-        sqlx::raw_sql("RELEASE SAVEPOINT job").execute(&mut *transaction).await?;
+        // Going back keeps the savepoint, for the next job.
+        let then = match outcome {
+            Ok(Outcome::Keep(_)) => "RELEASE SAVEPOINT job; SAVEPOINT job",
+            _ => "ROLLBACK TO SAVEPOINT job",
+        };
+        sqlx::raw_sql(then).execute(&mut *transaction).await?;
         answers.extend(outcome.ok());
     }
     transaction.commit().await

@@ -19,7 +19,7 @@ use serde_json::json;
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 
-use crate::account::{self, AnnotatorKind};
+use crate::account::AnnotatorKind;
 use crate::answer::Answer;
 use crate::assign::{self, Assignment, Kind};
 use crate::db::Store;
@@ -372,8 +372,7 @@ async fn submit(connection: &mut AnyConnection, vote: NewVote, now_ms: i64) -> R
     let counted = assign::counts(&assignment, earlier.as_ref().map(|vote| vote.overall));
     assign::answered(connection, &assignment, counted, vote.overall, now_ms).await?;
 
-    let annotator = account::annotator(connection, &vote.annotator_id).await?;
-    let selection = assign::selection(connection, &assignment.comparison_id).await?;
+    let provenance = assign::provenance(connection, &assignment).await?;
     let record = VoteRecord {
         seq: 0,
         comparison_id: assignment.comparison_id.clone(),
@@ -387,9 +386,9 @@ async fn submit(connection: &mut AnyConnection, vote: NewVote, now_ms: i64) -> R
         shown_ms: vote.shown_ms,
         answered_ms: Some(now_ms),
         work_ms: vote.work_ms,
-        machine: annotator.kind != AnnotatorKind::Human,
-        chosen_by: selection.as_ref().map(|selection| selection.0.clone()),
-        propensity: selection.map(|selection| selection.1),
+        machine: provenance.annotator != AnnotatorKind::Human,
+        chosen_by: provenance.chosen_by,
+        propensity: provenance.propensity,
         assignment_id: Some(assignment.id),
         supersedes: earlier.map(|earlier| earlier.seq),
         origin: "page".to_owned(),
