@@ -257,9 +257,13 @@ fn cohen_pair((a, b): (u32, u32), counts: &[u32], k: usize, how: Resampling) -> 
     let raw = |p: &[f64]| Some((0..k).map(|c| p[c * k + c]).sum::<f64>() / p.iter().sum::<f64>());
     let kappa = |p: &[f64]| cohen_kappa(p, k, |a, b| f64::from(a != b));
     let quadratic = |p: &[f64]| cohen_kappa(p, k, |a, b| (a.abs_diff(b) as f64).powi(2));
-    let [raw] = measured(&sums, &total, [&raw], items, how);
-    let [kappa, kappa_quadratic] = measured(&sums, &total, [&kappa, &quadratic], items, how);
-    CohenPair { annotators: (a as usize, b as usize), items, raw, kappa, kappa_quadratic }
+    let [mut agreed, kappa, kappa_quadratic] =
+        measured(&sums, &total, [&raw, &kappa, &quadratic], items, how);
+    if kappa.is_err() {
+        // Raw agreement is defined where kappa is not.
+        [agreed] = measured(&sums, &total, [&raw], items, how);
+    }
+    CohenPair { annotators: (a as usize, b as usize), items, raw: agreed, kappa, kappa_quadratic }
 }
 
 /// `1 - Σ v_kl p_kl / Σ v_kl p_k. p_.l`; `None` if chance leaves nothing to disagree on.

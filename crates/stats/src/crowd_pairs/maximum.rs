@@ -31,7 +31,7 @@ const MANY: usize = 5_000;
 /// Parts of a pass. Not the number of processors: sums are the same on every machine.
 const PARTS: usize = 4;
 /// Parameters above which a matrix for each part is too much memory.
-const WIDE: usize = 1_500;
+const WIDE: usize = 3_000;
 /// Length of the last step in standard errors. What it leaves is about the square.
 const LAST_STEP: f64 = 1e-7;
 /// Newton steps after which to give up.
