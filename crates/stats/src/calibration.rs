@@ -4,13 +4,19 @@
 //! Brier = mean (p - y)²
 //! ECE   = Σ_bins |B|/n |mean y - mean p|
 //! AUC   = P(score of a positive > score of a negative) + ½ P(equal)      (Mann-Whitney)
+//! NLL   = mean (softplus(z) - y z),   p = σ(z)
+//! T     = argmin NLL of z / T                                            1 is calibrated, above 1 was overconfident
 //! ```
 //!
-//! The ECE of a finite sample is above 0 even for perfect probabilities; [`calibration_error_if_calibrated`] says by how
-//! much, and the two belong side by side.
+//! The ECE of a finite sample is above 0 even for perfect probabilities; [`calibration_test`] says by how much and how often it
+//! would be this large, and the numbers belong side by side.
 //!
-//! Source: Brier 1950, Monthly Weather Review 78; Naeini et al. 2015, AAAI, for the ECE; Hanley & McNeil 1982, Radiology 143.
+//! Source: Brier 1950, Monthly Weather Review 78; Naeini et al. 2015, AAAI, for the ECE; Hanley & McNeil 1982, Radiology 143; Guo et
+//! al. 2017, arXiv:1706.04599, for the temperature; Vaicenavicius et al. 2019, AISTATS, for the test.
 
+use serde::Serialize;
+
+use crate::logistic::{Logistic, LogisticConfig, SparseRow, softplus};
 use crate::rng::Stream;
 use crate::{Error, check_count, check_values};
 
@@ -45,6 +51,84 @@ pub fn calibration_error(probability: &[f64], outcome: &[f64], binning: Binning)
     Ok(error_of(&bins(probability, binning), probability, outcome))
 }
 
+/// An ECE beside what it would be if the probabilities were right.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct CalibrationTest {
+    /// The expected calibration error.
+    pub error: f64,
+    /// Its mean over outcomes drawn from the probabilities.
+    pub if_calibrated: f64,
+    /// Its 95 % quantile over them.
+    pub if_calibrated_p95: f64,
+    /// Share of them at least as large, the data counted among them.
+    pub p: f64,
+}
+
+/// Compares the ECE with that of `draws` sets of outcomes that the probabilities describe perfectly.
+///
+/// # Panics
+///
+/// If the lengths differ, or there are no bins or draws.
+pub fn calibration_test(
+    probability: &[f64],
+    outcome: &[f64],
+    binning: Binning,
+    draws: usize,
+    seed: u64,
+) -> Result<CalibrationTest, Error> {
+    let error = calibration_error(probability, outcome, binning)?;
+    let mut null = null_errors(probability, binning, draws, seed)?;
+    null.sort_by(f64::total_cmp);
+    let as_large = null.len() - null.partition_point(|&e| e < error - 1e-12);
+    Ok(CalibrationTest {
+        error,
+        if_calibrated: null.iter().sum::<f64>() / draws as f64,
+        if_calibrated_p95: null[(0.95 * (draws - 1) as f64).round() as usize],
+        p: (as_large + 1) as f64 / (draws + 1) as f64,
+    })
+}
+
+/// Negative log-likelihood per outcome, in nats, of log-odds; outcomes may be shares.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn log_loss(logit: &[f64], outcome: &[f64]) -> Result<f64, Error> {
+    assert_eq!(logit.len(), outcome.len(), "log_loss: one outcome for each");
+    check_count("log_loss", "values", logit.len(), 1)?;
+    check_values("log_loss", logit, "a finite number", f64::is_finite)?;
+    let losses = logit.iter().zip(outcome).map(|(&z, &y)| softplus(z) - y * z);
+    Ok(losses.sum::<f64>() / logit.len() as f64)
+}
+
+/// The temperature that describes these outcomes best, given log-odds (a pair's margin). Fit it on one split and use it on another.
+///
+/// Log-odds that are all on the right side have no finite one and are [`Error::NotConverged`]; so are those that are worse than
+/// chance, for which no positive temperature is best.
+///
+/// # Panics
+///
+/// If the lengths differ.
+pub fn temperature(logit: &[f64], outcome: &[f64]) -> Result<f64, Error> {
+    check_values("temperature", logit, "a finite number", f64::is_finite)?;
+    // On a scale of 1, so that the tolerance means the same for margins of any size.
+    let scale = (logit.iter().map(|z| z * z).sum::<f64>() / logit.len().max(1) as f64).sqrt();
+    let scale = if scale > 0.0 { scale } else { 1.0 };
+    let rows: Vec<SparseRow> = logit.iter().map(|&z| vec![(0, z / scale)]).collect();
+    let weight = vec![1.0 / logit.len().max(1) as f64; logit.len()];
+    let config = LogisticConfig { l2: 0.0, intercept: false, gradient_tolerance: 1e-10, iterations_max: 50 };
+    let fit = Logistic::fit(&rows, outcome, &weight, 1, config)?;
+    match fit.weights[0] {
+        slope if slope > 0.0 => Ok(scale / slope),
+        slope => Err(Error::NotConverged {
+            method: "temperature",
+            gradient: slope.abs(),
+            iterations: fit.iterations,
+            tolerance: config.gradient_tolerance,
+        }),
+    }
+}
+
 /// Mean ECE of these probabilities over `draws` sets of outcomes that they describe perfectly: what to compare an ECE with.
 ///
 /// # Panics
@@ -56,6 +140,11 @@ pub fn calibration_error_if_calibrated(
     draws: usize,
     seed: u64,
 ) -> Result<f64, Error> {
+    Ok(null_errors(probability, binning, draws, seed)?.iter().sum::<f64>() / draws as f64)
+}
+
+/// ECE of sets of outcomes that are drawn from the probabilities.
+fn null_errors(probability: &[f64], binning: Binning, draws: usize, seed: u64) -> Result<Vec<f64>, Error> {
     check("calibration_error_if_calibrated", probability, probability)?;
     assert!(draws > 0, "calibration_error_if_calibrated: no draws");
     let bins = bins(probability, binning);
@@ -64,7 +153,7 @@ pub fn calibration_error_if_calibrated(
         let outcome: Vec<f64> = probability.iter().map(|&p| f64::from(stream.unit() < p)).collect();
         error_of(&bins, probability, &outcome)
     };
-    Ok((0..draws).map(one).sum::<f64>() / draws as f64)
+    Ok((0..draws).map(one).collect())
 }
 
 /// Probability that a positive scores above a negative, ties counted half.

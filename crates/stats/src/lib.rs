@@ -1,5 +1,6 @@
-//! Pure statistics: intervals, win rates, exact tests, the bootstrap, calibration, a linear baseline; and what a panel's votes
-//! say: agreement, reliability, strengths, bias, drift, and how many votes are needed.
+//! Pure statistics: intervals, win rates, exact and anytime-valid tests, the bootstrap, calibration, a linear baseline; what a
+//! panel's votes say: agreement, reliability, strengths, bias, drift, and how many votes are needed; and what a gate asks:
+//! paired differences, several tests at once, error-corrected shares, over-optimisation.
 //!
 //! Every function maps numbers to numbers: no IO, no clock, no hidden randomness. Where chance is used, the caller gives
 //! the seed and the answer is the same on every machine. All sums are in f64.
@@ -7,34 +8,41 @@
 //! Data that cannot support an answer (one value, one cluster) are an [`Error`]; arguments that no data can excuse (lengths
 //! that differ, a confidence of 2) are a bug in the caller and panic.
 //!
-//! Checked against scipy, statsmodels and scikit-learn: `tests/golden/make_golden.py` writes the numbers that `tests/golden.rs`
-//! reads.
+//! Checked against scipy, statsmodels, scikit-learn and confseq: `tests/golden/make_golden.py` and `make_gate.py` write the numbers
+//! that `tests/golden.rs` and `tests/gate_golden.rs` read.
 //!
 //! Reading order for votes: `vote.rs` (what a vote is, and its canonical orientation), `agreement`, `crowd_bt.rs` and
-//! `crowd_pairs.rs`, `panel.rs` (all of it in one report).
-//!
-//! Not here: sequential tests of win rates.
+//! `crowd_pairs.rs`, `panel.rs` (all of it in one report). For a gate: `clustered.rs`, `anytime.rs`, `multiple.rs`, `power.rs`.
 
 pub mod agreement;
+mod anytime;
+mod best_of_n;
 mod bootstrap;
 mod bradley_terry;
 mod calibration;
+mod clustered;
 mod crowd_bt;
 mod crowd_pairs;
 mod dawid_skene;
 mod drift;
 mod exact;
 mod interval;
+mod length_control;
 mod linalg;
 mod logistic;
+mod multiple;
+mod over_optimisation;
 pub mod panel;
 mod power;
+mod prevalence;
 mod rng;
 mod side_bias;
 mod special;
 pub mod vote;
 mod win_rate;
 
+pub use anytime::{Alternative, BettingTest, confidence_sequence, ln_mixture_evidence, wins_to_decide};
+pub use best_of_n::{best_of_n, best_of_n_kl};
 pub use bootstrap::{
     Bootstrap, Resampling, Statistic, Sums, bootstrap, bootstrap_mean, bootstrap_paired, bootstrap_sums,
 };
@@ -42,19 +50,30 @@ pub use bradley_terry::{
     BradleyTerry, BradleyTerryConfig, ELO_PER_NAT, Match, Outcome, Ties, elo, normal_interval,
 };
 pub use calibration::{
-    Binning, area_under_curve, brier_score, calibration_error, calibration_error_if_calibrated,
+    Binning, CalibrationTest, area_under_curve, brier_score, calibration_error,
+    calibration_error_if_calibrated, calibration_test, log_loss, temperature,
 };
+pub use clustered::{Cell, cell_difference, cell_mean};
 pub use crowd_bt::{CrowdBt, CrowdPrior, Reliability};
 pub use crowd_pairs::{CrowdPairs, PairVote, SoftLabel};
 pub use dawid_skene::{DawidSkene, DawidSkeneConfig};
 pub use drift::{AccuracyMonitor, Cusum, Threshold, cusum_threshold, drift_p_value};
-pub use exact::{SignTest, sign_test};
+pub use exact::{SignTest, clopper_pearson, sign_test, zero_failure_bound};
 pub use interval::{ClusteredMean, Estimate, clustered_mean, mean, wilson};
+pub use length_control::{LengthControlled, length_controlled};
 pub use logistic::{Logistic, LogisticConfig, SparseRow};
-pub use power::{comparisons_for_margin, comparisons_to_detect, majority_accuracy, votes_for_majority};
+pub use multiple::{benjamini_hochberg, holm, intersection_union};
+pub use over_optimisation::{Optimiser, OverOptimisation, over_optimisation};
+pub use power::{
+    comparisons_for_margin, comparisons_to_detect, detectable_effect, detectable_rate, majority_accuracy,
+    trials_without_failure, votes_for_majority,
+};
+pub use prevalence::{ErrorRates, true_prevalence};
 pub use rng::Stream;
-pub use side_bias::{SideBias, benjamini_hochberg, side_bias};
-pub use special::{beta_cdf, binomial_at_least, normal_cdf, normal_quantile, t_cdf, t_quantile};
+pub use side_bias::{SideBias, side_bias};
+pub use special::{
+    beta_cdf, beta_quantile, binomial_at_least, normal_cdf, normal_quantile, t_cdf, t_quantile,
+};
 pub use win_rate::{WinRate, win_rate};
 
 /// Data that cannot support what was asked of them.

@@ -218,11 +218,11 @@ impl Problem<'_> {
 /// Share of the promised fall that a step must deliver.
 const ARMIJO: f64 = 1e-4;
 
-fn sigmoid(x: f64) -> f64 {
+pub(crate) fn sigmoid(x: f64) -> f64 {
     1.0 / (1.0 + (-x).exp())
 }
 
-fn softplus(x: f64) -> f64 {
+pub(crate) fn softplus(x: f64) -> f64 {
     x.max(0.0) + libm::log1p((-x.abs()).exp())
 }
 

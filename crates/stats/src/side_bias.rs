@@ -5,14 +5,13 @@
 //! It does need the randomisation: where the same kind of response always stands on the left, a lean and a preference
 //! cannot be told apart.
 //!
-//! Benjamini-Hochberg, p-values ascending: `adjusted_(i) = min_{j >= i} p_(j) m / j`. Calling all with an adjusted value of at
-//! most q a bias keeps the expected share of false ones at q.
-//!
-//! Source: Benjamini & Hochberg 1995, J. R. Stat. Soc. B 57.
+//! The p-values are adjusted by Benjamini and Hochberg's method (`multiple.rs`): calling all with an adjusted value of at most q
+//! a bias keeps the expected share of false ones at q.
 
 use serde::Serialize;
 
 use crate::exact::sign_test;
+use crate::multiple::benjamini_hochberg;
 
 /// How one annotator's votes for a side split.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
@@ -52,29 +51,9 @@ pub fn side_bias(counts: &[(usize, usize)]) -> Vec<SideBias> {
     out
 }
 
-/// Benjamini and Hochberg's adjusted p-values, in the order of the input.
-pub fn benjamini_hochberg(p: &[f64]) -> Vec<f64> {
-    let mut order: Vec<usize> = (0..p.len()).collect();
-    order.sort_by(|&a, &b| p[a].total_cmp(&p[b]));
-    let mut adjusted = vec![1.0; p.len()];
-    let mut least = 1.0_f64;
-    for (rank, &i) in order.iter().enumerate().rev() {
-        least = least.min(p[i] * p.len() as f64 / (rank + 1) as f64);
-        adjusted[i] = least;
-    }
-    adjusted
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn adjusted_by_hand() {
-        // 0.01 * 3/1, then 0.02 * 3/2 = 0.03, then 0.9: the running minimum from the right.
-        assert_eq!(benjamini_hochberg(&[0.02, 0.9, 0.01]), [0.03, 0.9, 0.03]);
-        assert_eq!(benjamini_hochberg(&[]), [0.0; 0]);
-    }
 
     #[test]
     fn nobody_without_votes_is_a_test() {

@@ -70,6 +70,25 @@ pub fn beta_cdf(x: f64, a: f64, b: f64) -> f64 {
     }
 }
 
+/// The `x` with `I_x(a, b) = p`.
+///
+/// # Panics
+///
+/// If `a` or `b` is not positive, or `p` is not in `[0, 1]`.
+pub fn beta_quantile(p: f64, a: f64, b: f64) -> f64 {
+    assert!((0.0..=1.0).contains(&p), "beta_quantile: p = {p} is not in [0, 1]");
+    let (mut low, mut high) = (0.0, 1.0);
+    // Halving exhausts an f64 down to the smallest numbers, so that a tiny quantile keeps its digits.
+    for _ in 0..1100 {
+        let middle = 0.5 * (low + high);
+        if middle <= low || middle >= high {
+            break;
+        }
+        *if beta_cdf(middle, a, b) < p { &mut low } else { &mut high } = middle;
+    }
+    0.5 * (low + high)
+}
+
 /// The continued fraction of `I_x(a, b)` by the modified Lentz method.
 fn beta_fraction(x: f64, a: f64, b: f64) -> f64 {
     const TINY: f64 = 1e-300;

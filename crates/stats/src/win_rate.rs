@@ -12,7 +12,7 @@
 //!
 //! Source: Kish 1965, "Survey sampling", for the design effect; the rest as `interval.rs`.
 //!
-//! Not here: length control, sequential looks.
+//! Not here: length control (`length_control.rs`), sequential looks (`anytime.rs`), annotators (`clustered.rs`).
 
 use std::hash::Hash;
 

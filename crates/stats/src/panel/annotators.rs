@@ -9,7 +9,8 @@ use crate::agreement::{Measured, SelfConsistency, Table, with_majority};
 use crate::crowd_bt::Reliability;
 use crate::crowd_pairs::CrowdPairs;
 use crate::drift::{AccuracyMonitor, drift_p_value};
-use crate::side_bias::{SideBias, benjamini_hochberg, side_bias};
+use crate::multiple::benjamini_hochberg;
+use crate::side_bias::{SideBias, side_bias};
 use crate::vote::Votes;
 
 /// Permutations of an annotator's votes.
