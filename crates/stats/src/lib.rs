@@ -68,7 +68,7 @@ pub use power::{
     comparisons_for_margin, comparisons_to_detect, detectable_effect, detectable_rate, majority_accuracy,
     trials_without_failure, votes_for_majority,
 };
-pub use prevalence::{ErrorRates, true_prevalence};
+pub use prevalence::{ErrorRates, prediction_powered_share, true_prevalence};
 pub use rng::Stream;
 pub use side_bias::{SideBias, side_bias};
 pub use special::{

@@ -52,14 +52,15 @@ const BETA: f64 = 6e-13;
 #[test]
 fn prevalence_by_its_authors_function() {
     for row in golden("prevalence").as_array().unwrap() {
-        let counts: Vec<usize> = ids(&row["counts"]).into_iter().map(|x| x as usize).collect();
+        let counts = list(&row["counts"]);
         let rates = ErrorRates {
             true_positives: counts[2],
             positives: counts[3],
             true_negatives: counts[4],
             negatives: counts[5],
         };
-        let got = true_prevalence(counts[0], counts[1], &rates, num(row, "confidence")).unwrap();
+        let got =
+            true_prevalence(counts[0] as usize, counts[1] as usize, &rates, num(row, "confidence")).unwrap();
         let ends = list(&row["ends"]);
         near(&format!("low {row}"), got.low, ends[0], 1e-13);
         near(&format!("high {row}"), got.high, ends[1], 1e-13);

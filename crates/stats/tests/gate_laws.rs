@@ -4,7 +4,8 @@
 
 use polity_stats::{
     Alternative, BettingTest, Binning, Cell, ErrorRates, Stream, calibration_test, cell_difference,
-    cell_mean, holm, length_controlled, ln_mixture_evidence, normal_quantile, true_prevalence,
+    cell_mean, holm, length_controlled, ln_mixture_evidence, normal_quantile, prediction_powered_share,
+    true_prevalence,
 };
 
 const ALPHA: f64 = 0.05;
@@ -192,10 +193,10 @@ fn corrected_prevalence_covers() {
     let case = |s: &mut Stream, truth: f64, labelled: usize, n: usize| {
         let (se, sp) = (0.9, 0.95);
         let rates = ErrorRates {
-            true_positives: draw(s, labelled, se),
-            positives: labelled,
-            true_negatives: draw(s, labelled, sp),
-            negatives: labelled,
+            true_positives: draw(s, labelled, se) as f64,
+            positives: labelled as f64,
+            true_negatives: draw(s, labelled, sp) as f64,
+            negatives: labelled as f64,
         };
         (rates, draw(s, n, truth * se + (1.0 - truth) * (1.0 - sp)))
     };
@@ -208,6 +209,21 @@ fn corrected_prevalence_covers() {
         });
         // Approximate: the authors report 93.5 % at worst for samples of 30 and more.
         assert!(covered >= 0.935 - sd4, "{name}: {covered}");
+    }
+    // With labels of its own a source needs no rates of others: 60 of 300, whatever the classifier's errors.
+    for (truth, se, sp) in [(0.05, 0.4, 0.99), (0.25, 0.4, 0.99), (0.9, 0.8, 0.6)] {
+        let name = format!("{truth} with 60 own labels, sensitivity {se}");
+        let (covered, sd4) = share(&name, 1500, 0.95, |s| {
+            let mut item = |_| {
+                let is = s.unit() < truth;
+                (s.unit() < if is { se } else { 1.0 - sp }, is)
+            };
+            let labelled: Vec<(bool, bool)> = (0..60).map(&mut item).collect();
+            let called = (0..240).map(&mut item).filter(|pair| pair.0).count();
+            let got = prediction_powered_share(called, 240, &labelled, 0.95).unwrap();
+            got.low <= truth && truth <= got.high
+        });
+        assert!(covered >= 0.95 - sd4, "{name}: {covered}");
     }
     // The delta method, on the worst of these cases.
     let (delta, _) = share("delta method", 1500, 0.95, |s| {
