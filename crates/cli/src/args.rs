@@ -245,6 +245,24 @@ Examples:
   polity agreement --data votes.jsonl --json | jq '.figures[].estimate'")]
     Agreement(AgreementArgs),
 
+    /// Whether a model may be released: a policy and measures in, a verdict out
+    #[command(long_about = "\
+Whether a model may be released. A policy (TOML) says what must be shown: a measure, what it is compared with, how much \
+worse still passes, how sure that must be. Measures are files that evaluations leave, each with the values of every prompt, \
+so that two models are compared prompt by prompt.
+
+Exits with 0 (pass), 3 (fail) or 4 (inconclusive: the data do not say, and it does not ship). docs/gate.md has the formats and \
+every method.")]
+    #[command(after_long_help = "\
+Examples:
+  polity gate runs/ppo/model --policy policy.toml --measures measures/ \\
+      --baseline runs/sft/model
+  polity gate 3f9a1c --measures new.json --measures old.json \\
+      --baseline 77ab02 --json | jq .verdict
+  polity gate --policy policy.toml --simulate --prompts 400
+  polity gate --show-policy > policy.toml")]
+    Gate(GateArgs),
+
     /// Measure how fast this machine trains or generates; prints JSON
     #[command(subcommand, arg_required_else_help = true)]
     Bench(BenchVerb),
@@ -329,6 +347,48 @@ pub struct AgreementArgs {
     /// Accuracy on calibration comparisons that annotators must keep
     #[arg(long, value_name = "SHARE", default_value_t = 0.7, value_parser = share)]
     pub calibration_floor: f64,
+}
+
+/// Flags of `gate`.
+#[derive(Debug, Args)]
+pub struct GateArgs {
+    /// The candidate: a model directory, or the beginning of its hash
+    #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath, required_unless_present_any = ["simulate", "show_policy"])]
+    pub model: Option<String>,
+    /// What must be shown, as TOML; the default policy if left out
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub policy: Option<PathBuf>,
+    /// A file of measures, or a directory with some; repeat for more
+    #[arg(long, value_name = "PATH", value_hint = ValueHint::AnyPath)]
+    #[arg(required_unless_present_any = ["simulate", "show_policy"])]
+    pub measures: Vec<PathBuf>,
+    /// The model it started from: a directory, or the beginning of its hash
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath)]
+    pub baseline: Option<String>,
+    /// The model that is released now
+    #[arg(long, value_name = "MODEL", value_hint = ValueHint::DirPath)]
+    pub last_release: Option<String>,
+    /// Show how likely the policy is to pass what; measures, if given, say how values spread
+    #[arg(long)]
+    pub simulate: bool,
+    /// Print the default policy, with the reason for each number
+    #[arg(long, conflicts_with = "simulate")]
+    pub show_policy: bool,
+    /// Prompts to simulate for each criterion; its n_min if left out
+    #[arg(long, value_name = "N", requires = "simulate", value_parser = prompts)]
+    pub prompts: Option<u64>,
+    /// Share of ties to simulate
+    #[arg(long, value_name = "SHARE", requires = "simulate", default_value_t = 0.2, value_parser = share)]
+    pub ties: f64,
+    /// Share of prompts on which two models differ, to simulate
+    #[arg(long, value_name = "SHARE", requires = "simulate", default_value_t = 0.2, value_parser = share)]
+    pub discordance: f64,
+    /// Simulated candidates at each point
+    #[arg(long, value_name = "N", requires = "simulate", default_value_t = 1000, value_parser = at_least_one)]
+    pub simulations: usize,
+    /// Seed of the simulation
+    #[arg(long, value_name = "N", requires = "simulate", default_value_t = 0)]
+    pub seed: u64,
 }
 
 /// Flags of `generate`.
@@ -683,6 +743,11 @@ pub(crate) fn at_least_one(text: &str) -> Result<usize, String> {
 /// The first token is the prompt's work; decoding begins with the second.
 fn at_least_two(text: &str) -> Result<usize, String> {
     at_least(text, 2)
+}
+
+/// Fewer have no spread.
+fn prompts(text: &str) -> Result<u64, String> {
+    at_least(text, 2).map(|n| n as u64)
 }
 
 fn at_least(text: &str, limit: usize) -> Result<usize, String> {

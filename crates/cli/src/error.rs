@@ -16,6 +16,7 @@
 
 use std::io;
 
+use polity_eval::EvalError;
 use polity_lm::LmError;
 use polity_rows::RowsError;
 use polity_store::StoreError;
@@ -32,10 +33,8 @@ pub enum Kind {
     /// The input, a setting or the usage is wrong.
     BadInput,
     /// A gate's verdict is fail.
-    #[allow(dead_code, reason = "the contract's exit codes; `polity gate` uses it")]
     GateFailed,
     /// A gate's verdict is inconclusive.
-    #[allow(dead_code, reason = "the contract's exit codes; `polity gate` uses it")]
     Inconclusive,
     /// Someone stopped it.
     Interrupted,
@@ -97,6 +96,11 @@ impl CommandError {
         Self::new(Kind::Interrupted, what.into())
     }
 
+    /// A gate's answer.
+    pub fn verdict(kind: Kind, what: &str) -> Self {
+        Self::new(kind, what.to_owned())
+    }
+
     /// Adds a line that says what to do.
     pub fn hint(mut self, hint: impl Into<String>) -> Self {
         self.hints.push(hint.into());
@@ -128,6 +132,16 @@ impl From<RowsError> for CommandError {
             _ => None,
         };
         Self { kind, hints: hint.map(str::to_owned).into_iter().collect(), error: error.into() }
+    }
+}
+
+impl From<EvalError> for CommandError {
+    fn from(error: EvalError) -> Self {
+        match error {
+            EvalError::Rows(error) => error.into(),
+            EvalError::Read { ref source, .. } => Self::new(kind_of_reading(source), error),
+            error => Self::bad_input(error),
+        }
     }
 }
 

@@ -16,6 +16,7 @@ mod demo_report;
 mod doctor;
 mod error;
 mod freeze;
+mod gate;
 mod generate;
 mod golden;
 mod host;
@@ -81,6 +82,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Score(args) => measure::score(&args, &global, ui),
         Verb::Chat(args) => chat::run(&args, &global, ui),
         Verb::Agreement(args) => agreement::run(&args, ui),
+        Verb::Gate(args) => gate::run(&args, ui),
         Verb::Bench(verb) => bench::run(&verb, &global, ui),
         Verb::Doctor => doctor::run(&global, ui),
         Verb::Completions { shell } => args::completions(shell),

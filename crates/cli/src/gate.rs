@@ -1,0 +1,239 @@
+//! `polity gate`: whether a model may be released, from a policy and files of measures.
+//!
+//! Finds the measures, has `eval::gate` judge, prints the verdict and ends with its exit code: 0 pass, 3 fail, 4 inconclusive.
+//! `--simulate` shows how likely the policy is to pass what, with no measure or with a pilot's.
+//!
+//! Not here: any judgement; where a verdict is recorded.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+
+use polity_eval::Evaluation;
+use polity_eval::gate::{
+    Assumptions, CriterionVerdict, DEFAULT_POLICY, Decision, Models, Policy, PolicyPower, Verdict, judge,
+    simulate,
+};
+use polity_train::run::Input;
+
+use crate::args::GateArgs;
+use crate::error::{CommandError, CommandResult, Kind};
+use crate::output::{json_to_stdout, to_stdout};
+use crate::ui::Ui;
+
+/// Columns of the page.
+const COLUMNS: usize = 80;
+/// Digits of a hash that are shown.
+const SHOWN: usize = 12;
+
+/// Runs the verb.
+pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
+    if args.show_policy {
+        return to_stdout(|out| out.write_all(DEFAULT_POLICY.as_bytes()));
+    }
+    let policy = policy(args.policy.as_deref())?;
+    let evaluations = evaluations(&args.measures)?;
+    let models = args.model.as_deref().map(|model| models(model, args, &evaluations)).transpose()?;
+    if args.simulate {
+        let assume = Assumptions {
+            prompts: args.prompts,
+            ties: args.ties,
+            discordance: args.discordance,
+            simulations: args.simulations,
+            seed: args.seed,
+        };
+        let pilot = models.as_ref().map(|models| (models, evaluations.as_slice()));
+        let power = simulate(&policy, pilot, &assume)?;
+        return if ui.json() {
+            json_to_stdout(&power)
+        } else {
+            to_stdout(|out| print_power(out, &policy, &power))
+        };
+    }
+
+    let models = models.expect("clap asks for a model");
+    let verdict = judge(&policy, &models, &evaluations)?;
+    if ui.json() {
+        json_to_stdout(&verdict)?;
+    } else {
+        to_stdout(|out| print(out, &verdict))?;
+    }
+    let (kind, what) = match verdict.verdict {
+        Decision::Pass => return Ok(()),
+        Decision::Fail => (Kind::GateFailed, "the gate's verdict is fail"),
+        Decision::Inconclusive => {
+            (Kind::Inconclusive, "the gate's verdict is inconclusive: this model may not be released")
+        }
+    };
+    let error = CommandError::verdict(kind, what);
+    Err(verdict.reasons.iter().fold(error, |error, reason| error.hint(reason.as_str())))
+}
+
+fn policy(file: Option<&Path>) -> CommandResult<Policy> {
+    let Some(file) = file else { return Ok(Policy::parse(Path::new("the default policy"), DEFAULT_POLICY)?) };
+    let text = fs::read_to_string(file)
+        .map_err(|source| polity_eval::EvalError::Read { file: file.into(), source })?;
+    Ok(Policy::parse(file, &text)?)
+}
+
+/// Every file named, and every `.json` in a directory named, in the order of their names.
+fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<Evaluation>> {
+    let mut found = Vec::new();
+    for path in paths {
+        if !path.is_dir() {
+            found.push(Evaluation::read(path)?);
+            continue;
+        }
+        let read = |source| polity_eval::EvalError::Read { file: path.clone(), source };
+        let entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(read)?;
+        let mut files: Vec<PathBuf> = entries.iter().map(|entry: &fs::DirEntry| entry.path()).collect();
+        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+        files.sort();
+        if files.is_empty() {
+            return Err(CommandError::bad_input(format!(
+                "{}: no .json file in this directory",
+                path.display()
+            ))
+            .hint("name a file of measures, or a directory with some"));
+        }
+        for file in files {
+            found.push(Evaluation::read(&file)?);
+        }
+    }
+    Ok(found)
+}
+
+fn models(candidate: &str, args: &GateArgs, evaluations: &[Evaluation]) -> CommandResult<Models> {
+    let other =
+        |model: &Option<String>| model.as_deref().map(|model| hash_of(model, evaluations)).transpose();
+    Ok(Models {
+        candidate: hash_of(candidate, evaluations)?,
+        baseline: other(&args.baseline)?,
+        last_release: other(&args.last_release)?,
+    })
+}
+
+/// The hash of a model directory, or a hash as it stands, whole or its beginning, of which there are measures.
+fn hash_of(model: &str, evaluations: &[Evaluation]) -> CommandResult<String> {
+    let wanted = match Path::new(model).is_dir() {
+        true => Input::hash("model", Path::new(model))?.blake3,
+        false => model.to_owned(),
+    };
+    let mut measured: Vec<&str> = evaluations.iter().map(|evaluation| evaluation.model.as_str()).collect();
+    measured.sort_unstable();
+    measured.dedup();
+    let matching: Vec<&str> = measured.iter().copied().filter(|hash| hash.starts_with(&wanted)).collect();
+    match matching.as_slice() {
+        [one] => Ok((*one).to_owned()),
+        [] => Err(CommandError::bad_input(format!("no measures of model {model} ({})", short(&wanted)))
+            .hint(format!("the measures are of {}", list(&measured)))),
+        several => {
+            Err(CommandError::bad_input(format!("{model} is the beginning of {} models", several.len()))
+                .hint(format!("they are {}", list(several))))
+        }
+    }
+}
+
+fn list(hashes: &[&str]) -> String {
+    match hashes {
+        [] => "no model: name files with --measures".into(),
+        hashes => hashes.iter().map(|hash| short(hash)).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn short(hash: &str) -> &str {
+    hash.get(..SHOWN).unwrap_or(hash)
+}
+
+fn print(out: &mut impl Write, verdict: &Verdict) -> io::Result<()> {
+    writeln!(
+        out,
+        "{}: {} under policy {} ({})",
+        verdict.verdict.name().to_uppercase(),
+        short(&verdict.candidate),
+        verdict.policy,
+        short(&verdict.policy_hash)
+    )?;
+    let others = [("baseline", &verdict.baseline), ("last release", &verdict.last_release)];
+    for (who, model) in others {
+        if let Some(model) = model {
+            writeln!(out, "{who}: {}", short(model))?;
+        }
+    }
+    for blocking in [true, false] {
+        let mut criteria = verdict.criteria.iter().filter(|said| said.blocking == blocking).peekable();
+        if criteria.peek().is_some() {
+            writeln!(out, "\n{}", if blocking { "Needed for a release" } else { "For information" })?;
+        }
+        criteria.try_for_each(|said| print_criterion(out, said))?;
+    }
+    Ok(())
+}
+
+fn print_criterion(out: &mut impl Write, said: &CriterionVerdict) -> io::Result<()> {
+    const INDENT: usize = 16;
+    writeln!(out, "  {:<14}{}", said.verdict.name(), said.id)?;
+    for line in wrap(&said.reason, COLUMNS - INDENT) {
+        writeln!(out, "{:INDENT$}{line}", "")?;
+    }
+    let (Some(measure), Some(effect)) = (&said.measure, &said.effect) else { return Ok(()) };
+    let facts = format!(
+        "{}{} {:.4} [{:.4}, {:.4}] {}, {} prompts; could have seen an effect of {:.4}",
+        measure.name,
+        measure.category.as_ref().map(|category| format!(" ({category})")).unwrap_or_default(),
+        measure.estimate,
+        measure.low,
+        measure.high,
+        measure.unit,
+        effect.prompts,
+        effect.detectable
+    );
+    wrap(&facts, COLUMNS - INDENT).iter().try_for_each(|line| writeln!(out, "{:INDENT$}{line}", ""))
+}
+
+fn print_power(out: &mut impl Write, policy: &Policy, power: &PolicyPower) -> io::Result<()> {
+    writeln!(out, "Policy {} ({}): how often it passes a candidate", policy.name, short(&policy.hash))?;
+    writeln!(out, "that is better than it asks for by a multiple of what it can detect;")?;
+    writeln!(out, "at 0 it is just not good enough. {} simulations a point.\n", power.simulations)?;
+    write!(out, "{:<24}{:>9}{:>11}", "", "prompts", "detectable")?;
+    power.overall.iter().try_for_each(|point| write!(out, "{:>6}", format!("x{}", point.scale)))?;
+    writeln!(out)?;
+    for criterion in &power.criteria {
+        let mark = if criterion.blocking { "" } else { " *" };
+        let name: String = format!("{:.21}{mark}", criterion.id);
+        write!(out, "{name:<24}{:>9}", criterion.prompts)?;
+        let Some(detectable) = criterion.detectable else {
+            writeln!(out, "  not simulated")?;
+            continue;
+        };
+        write!(out, "{detectable:>11.4}")?;
+        criterion.curve.iter().try_for_each(|point| write!(out, "{:>6.2}", point.shares.pass))?;
+        writeln!(out)?;
+    }
+    write!(out, "{:<24}{:>20}", "all that are needed", "")?;
+    power.overall.iter().try_for_each(|point| write!(out, "{:>6.2}", point.shares.pass))?;
+    writeln!(out, "\n\n* for information: decides nothing. docs/gate.md says what is simulated.")?;
+    for criterion in &power.criteria {
+        if let Some(why) = &criterion.not_simulated {
+            wrap(&format!("{}: {why}", criterion.id), COLUMNS)
+                .iter()
+                .try_for_each(|line| writeln!(out, "{line}"))?;
+        }
+    }
+    Ok(())
+}
+
+/// Lines of at most `columns` characters, broken at spaces.
+fn wrap(text: &str, columns: usize) -> Vec<String> {
+    let mut lines: Vec<String> = Vec::new();
+    for word in text.split_whitespace() {
+        match lines.last_mut() {
+            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
+                line.push(' ');
+                line.push_str(word);
+            }
+            _ => lines.push(word.to_owned()),
+        }
+    }
+    lines
+}

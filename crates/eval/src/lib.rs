@@ -1,0 +1,25 @@
+//! Judgement: what a model is measured on, what came out, and whether that is enough to release it.
+//!
+//! Reading order: `measure.rs` (a result and the items behind it), `suite.rs` (what to measure on), `inference.rs` (what items say
+//! about a mean), [`gate`] (policy in, verdict out), [`refusal`] (a classifier of answers with known error rates).
+//!
+//! Everything here is a function of its arguments and of files it is given by name: no clock, no environment, no network, no hidden
+//! randomness.
+//!
+//! Not here: running a model on a suite, judges, releases, the ledger. A measure does not know how its answers were made, and the
+//! gate does not know what a measure means.
+
+#![forbid(unsafe_code)]
+
+mod error;
+pub mod gate;
+mod inference;
+mod measure;
+pub mod refusal;
+mod strict;
+mod suite;
+
+pub use error::EvalError;
+pub use inference::{Inference, Mode};
+pub use measure::{Evaluation, Item, Measure};
+pub use suite::{Kind, Suite, SuiteRow};

@@ -1,0 +1,258 @@
+//! A suite: what a model is measured on, as a small TOML file beside a file of rows.
+//!
+//! ```toml
+//! name = "xstest"
+//! kind = "refusal"                   # prompts, refusal, exact, numeric, text or preference
+//! rows = "xstest_prompts.csv"        # JSONL, JSON, Parquet, also gzip'd; or CSV. Beside this file
+//! source = "paul-rottger/exaggerated-safety"
+//! licence = "CC-BY-4.0"
+//! rows_blake3 = "…"                  # refuses other rows; optional
+//!
+//! [columns]                          # where a row's keys have other names; optional
+//! category = "type"
+//! expect = "label"
+//!
+//! [values.expect]                    # where its values have; optional
+//! safe = "comply"
+//! unsafe = "refuse"
+//! ```
+//!
+//! | kind | a row has, beside `id` (its number if left out), `category` |
+//! |---|---|
+//! | prompts | `prompt` |
+//! | refusal | `prompt`, `expect`: comply or refuse |
+//! | exact, numeric | `prompt`, `answer` |
+//! | text | `text` |
+//! | preference | `prompt`, `first`, `second`, `better`: 1 or 2 |
+//!
+//! The suite's hash covers its kind and every row as it is understood, not the name, the source or the file's format: the same rows are
+//! the same suite.
+//!
+//! Not here: answering and scoring.
+
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+
+use crate::{EvalError, strict};
+
+/// What is done with a suite's rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// Prompts to answer: for win rates, length, KL.
+    Prompts,
+    /// Prompts that should be answered or refused.
+    Refusal,
+    /// Prompts with one right answer, as text.
+    Exact,
+    /// Prompts with one right answer, as a number.
+    Numeric,
+    /// Text whose perplexity is measured.
+    Text,
+    /// Pairs with a better one: for reward models and judges.
+    Preference,
+}
+
+impl Kind {
+    /// Keys that a row must have.
+    fn keys(self) -> &'static [&'static str] {
+        match self {
+            Kind::Prompts => &["prompt"],
+            Kind::Refusal => &["prompt", "expect"],
+            Kind::Exact | Kind::Numeric => &["prompt", "answer"],
+            Kind::Text => &["text"],
+            Kind::Preference => &["prompt", "first", "second", "better"],
+        }
+    }
+
+    /// What a value must be, where not every text will do.
+    fn check(self, key: &str, value: &str) -> Result<(), &'static str> {
+        let (good, expected) = match (self, key) {
+            (Kind::Refusal, "expect") => (["comply", "refuse"].contains(&value), "comply or refuse"),
+            (Kind::Numeric, "answer") => (value.replace(',', "").parse::<f64>().is_ok(), "a number"),
+            (Kind::Preference, "better") => (["1", "2"].contains(&value), "1 or 2"),
+            // An empty answer may be the better or the worse one.
+            (Kind::Preference, "first" | "second") => (true, ""),
+            _ => (!value.trim().is_empty(), "some text"),
+        };
+        if good { Ok(()) } else { Err(expected) }
+    }
+}
+
+/// A suite in memory.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Suite {
+    /// Its name.
+    pub name: String,
+    /// What is done with its rows.
+    pub kind: Kind,
+    /// Where it is from.
+    pub source: Option<String>,
+    /// Its licence.
+    pub licence: Option<String>,
+    /// Hash of kind and rows.
+    pub hash: String,
+    /// The rows.
+    pub rows: Vec<SuiteRow>,
+}
+
+/// One row, by the keys of its kind.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct SuiteRow {
+    /// Unique in the suite.
+    pub id: String,
+    /// What its measures are broken down by.
+    pub category: Option<String>,
+    /// `prompt`, `answer` and so on.
+    pub values: BTreeMap<&'static str, String>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct RawSuite {
+    name: String,
+    kind: Kind,
+    rows: PathBuf,
+    source: Option<String>,
+    licence: Option<String>,
+    rows_blake3: Option<String>,
+    #[serde(default)]
+    columns: BTreeMap<String, toml::Spanned<String>>,
+    #[serde(default)]
+    values: BTreeMap<String, BTreeMap<String, String>>,
+}
+
+impl Suite {
+    /// Reads a suite and its rows.
+    pub fn read(file: &Path) -> Result<Suite, EvalError> {
+        let text = std::fs::read_to_string(file)
+            .map_err(|source| EvalError::Read { file: file.to_owned(), source })?;
+        let raw: RawSuite = strict::parse(file, &text)?;
+        let known = || ["id", "category"].iter().chain(raw.kind.keys());
+        for (key, column) in &raw.columns {
+            if !known().any(|known| known == key) {
+                let known: Vec<&str> = known().copied().collect();
+                let message =
+                    format!("`{key}` is no key of this kind of suite; expected one of {}", known.join(", "));
+                return Err(strict::at(file, &text, &column.span(), &message));
+            }
+        }
+        let path = file.parent().unwrap_or(Path::new("")).join(&raw.rows);
+        if let Some(expected) = &raw.rows_blake3 {
+            let bytes =
+                std::fs::read(&path).map_err(|source| EvalError::Read { file: path.clone(), source })?;
+            let found = blake3::hash(&bytes).to_hex().to_string();
+            if *expected != found {
+                let message =
+                    format!("the rows' blake3 is {found}, and the suite says {expected}: other rows");
+                return Err(EvalError::Measures { file: path, message });
+            }
+        }
+        let table = if path.extension().is_some_and(|extension| extension == "csv") {
+            csv(&path)?
+        } else {
+            rows(&path)?
+        };
+        let mut suite = Suite {
+            name: raw.name.clone(),
+            kind: raw.kind,
+            source: raw.source.clone(),
+            licence: raw.licence.clone(),
+            hash: String::new(),
+            rows: Vec::with_capacity(table.len()),
+        };
+        let mut ids = HashSet::new();
+        for (number, (place, row)) in table.iter().enumerate() {
+            let row = raw.row(number, row).map_err(|what| wrong(&path, place, &what))?;
+            if !ids.insert(row.id.clone()) {
+                return Err(wrong(&path, place, &format!("a second row with id `{}`", row.id)));
+            }
+            suite.rows.push(row);
+        }
+        if suite.rows.is_empty() {
+            return Err(EvalError::Measures { file: path, message: "no rows; expected at least one".into() });
+        }
+        let canonical = serde_json::to_vec(&(suite.kind, &suite.rows)).expect("texts are JSON");
+        suite.hash = blake3::hash(&canonical).to_hex().to_string();
+        Ok(suite)
+    }
+}
+
+impl RawSuite {
+    /// A row of this kind.
+    fn row(&self, number: usize, row: &Map<String, Value>) -> Result<SuiteRow, String> {
+        let get = |key: &str| -> Result<Option<String>, String> {
+            let column = self.columns.get(key).map_or(key, |column| column.get_ref().as_str());
+            let found = match row.get(column) {
+                None | Some(Value::Null) => return Ok(None),
+                Some(Value::String(text)) => text.clone(),
+                Some(Value::Number(number)) => number.to_string(),
+                Some(_) => return Err(format!("`{column}` is neither a text nor a number")),
+            };
+            Ok(Some(match self.values.get(key) {
+                None => found,
+                Some(map) => map.get(&found).cloned().ok_or_else(|| {
+                    let known: Vec<&str> = map.keys().map(String::as_str).collect();
+                    format!("`{column}` is {found}; [values.{key}] knows {}", known.join(", "))
+                })?,
+            }))
+        };
+        let mut values = BTreeMap::new();
+        for &key in self.kind.keys() {
+            let value = get(key)?.ok_or_else(|| match self.columns.get(key) {
+                Some(column) => format!("`{}` is missing, the column of `{key}`", column.get_ref()),
+                None => format!("`{key}` is missing; name its column in [columns] if it has another name"),
+            })?;
+            let checked = self.kind.check(key, &value);
+            checked.map_err(|expected| {
+                format!("`{key}` is {:.60}; expected {expected}", format!("{value:?}"))
+            })?;
+            values.insert(key, value);
+        }
+        let id = get("id")?.unwrap_or_else(|| number.to_string());
+        Ok(SuiteRow { id, category: get("category")?, values })
+    }
+}
+
+/// A place in words, and the row there.
+type Located = (String, Map<String, Value>);
+
+fn rows(path: &Path) -> Result<Vec<Located>, EvalError> {
+    polity_rows::open(path)?
+        .map(|row| {
+            let row = row?;
+            let place = match row.line {
+                Some(line) => format!("line {line}"),
+                None => format!("row {} (counted from 0)", row.index),
+            };
+            Ok((place, row.value))
+        })
+        .collect()
+}
+
+/// CSV with a header; values are texts.
+pub(crate) fn csv(path: &Path) -> Result<Vec<Located>, EvalError> {
+    let failed = |error: csv::Error| {
+        let message = error.to_string();
+        match error.into_kind() {
+            csv::ErrorKind::Io(source) => EvalError::Read { file: path.to_owned(), source },
+            _ => EvalError::Measures { file: path.to_owned(), message },
+        }
+    };
+    let mut reader = csv::Reader::from_path(path).map_err(failed)?;
+    let header = reader.headers().map_err(failed)?.clone();
+    let rows = reader.into_records().map(|record| {
+        let record = record.map_err(failed)?;
+        let place = format!("line {}", record.position().map_or(0, csv::Position::line));
+        let values = header.iter().zip(&record).map(|(key, value)| (key.to_owned(), Value::from(value)));
+        Ok((place, values.collect()))
+    });
+    rows.collect()
+}
+
+fn wrong(file: &Path, place: &str, what: &str) -> EvalError {
+    EvalError::Measures { file: file.to_owned(), message: format!("{place}: {what}") }
+}
