@@ -3,7 +3,7 @@
 //! Not here: which statements there are.
 
 use sqlx::any::AnyRow;
-use sqlx::{AnyConnection, AssertSqlSafe, Row};
+use sqlx::{AnyConnection, AssertSqlSafe, Database, Row};
 
 use crate::error::{Doing, Result, StoreError};
 
@@ -68,6 +68,7 @@ pub(crate) async fn insert_many(
     rows: impl IntoIterator<Item = Vec<Cell>>,
 ) -> Result<u64> {
     let chunk = PARAMETERS_MAX / columns.len();
+    let numbered = connection.backend_name() != sqlx::Sqlite::NAME;
     let mut rows = rows.into_iter();
     let mut inserted = 0;
     loop {
@@ -76,7 +77,7 @@ pub(crate) async fn insert_many(
             return Ok(inserted);
         }
         // Made of names in this program alone; values are parameters.
-        let statement = insert_statement(table, columns, rows.len());
+        let statement = insert_statement(table, columns, rows.len(), numbered);
         let mut query = sqlx::query(AssertSqlSafe(statement));
         for cell in rows.into_iter().flatten() {
             query = match cell {
@@ -94,13 +95,18 @@ pub(crate) async fn insert_many(
     }
 }
 
-fn insert_statement(table: &str, columns: &[&str], rows: usize) -> String {
+/// With parameters in order: `$1, $2, …`, or plain `?` for SQLite, which looks each parameter that has a name up by walking over all of them,
+/// when the statement is read and whenever it is run.
+fn insert_statement(table: &str, columns: &[&str], rows: usize, numbered: bool) -> String {
     let mut statement = format!("INSERT INTO {table}({}) VALUES ", columns.join(", "));
     for row in 0..rows {
         statement.push_str(if row == 0 { "(" } else { ", (" });
         for column in 0..columns.len() {
-            let comma = if column == 0 { "" } else { ", " };
-            statement.push_str(&format!("{comma}${}", row * columns.len() + column + 1));
+            statement.push_str(if column == 0 { "" } else { ", " });
+            match numbered {
+                true => statement.push_str(&format!("${}", row * columns.len() + column + 1)),
+                false => statement.push('?'),
+            }
         }
         statement.push(')');
     }
