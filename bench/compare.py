@@ -2,10 +2,15 @@
 """Times Polity and TRL on the same rows, in turns on the same machine, and prints a table of ratios (with --json, lines).
 
     python3 bench/compare.py --env ENV [--precision f32,bf16] [--rounds 2] [sft:tiny dpo:smol135m ...]
+    python3 bench/compare.py --env ENV --llama-bench PROGRAM --gguf FILE [--rounds 5]
 
 ENV is the environment that `../shared/peers/setup.sh ENV` makes (about 5 GB). Without names, everything is run: sft, reward, dpo and
 generate on `tiny` and `smol135m`; ppo on `tiny`. Needs nothing but the standard library; build the binary first
 (`cargo build --release`).
+
+The second form is decoding beside llama.cpp alone: PROGRAM is its `llama-bench`, FILE is `smol135m` of ENV in bf16 by its
+`convert_hf_to_gguf.py --outtype bf16`. One sequence, 128 tokens after a prompt of one, two threads, in bf16; and eight at once, which llama-bench
+does not do.
 
 What is compared: TRL's time in its steps (its first step included, its start and data preparation not) with Polity's time in its
 steps. TRL's generation is timed with the model loaded; Polity's is the process of `polity generate` less one that loads the model and makes a
@@ -129,6 +134,22 @@ def polity(env, binary, stage, model, steps, precision):
         return dict(tokens_per_s=tokens * len(times) / times[-1], peak_gib=peak, seconds_per_step=times[-1] / len(times))
 
 
+def beside_llama(program, gguf, binary, rounds):
+    """Tokens/s of one sequence, in turns, best of the rounds; of Polity the share of weights read too."""
+    theirs, ours = [], []
+    for _ in range(rounds):
+        done = subprocess.run([program, "-m", gguf, "-p", "0", "-n", "128", "-t", "2", "-r", "3", "-o", "json"],
+                              capture_output=True, text=True, check=True)
+        theirs.append(max(json.loads(done.stdout)[0]["samples_ts"]))
+        done = subprocess.run([binary, "bench", "generate", "--shape", "smol135m", "--prompt-length", "1", "--new-tokens", "128", "--batches",
+                               "1,8", "--precision", "bf16", "--threads", "2", "--json"], capture_output=True, text=True, check=True)
+        ours.append(json.loads(done.stdout)["batches"])
+    one = max(round[0]["decode_tokens_per_s"] for round in ours)
+    return dict(work="decode:smol135m", llama=max(theirs), polity=one, ratio=one / max(theirs),
+                weights_gb_per_s=max(round[0]["weights_gb_per_s"] for round in ours),
+                eight=max(round[1]["decode_tokens_per_s"] for round in ours))
+
+
 def best(figures):
     fastest = max(figures, key=lambda figure: figure["tokens_per_s"])
     return {**fastest, "peak_gib": min(figure["peak_gib"] for figure in figures)}
@@ -142,9 +163,14 @@ def main():
     parser.add_argument("--peer-precision", default="fp32,bf16", help="of TRL; the better one counts")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--llama-bench", type=Path)
+    parser.add_argument("--gguf", type=Path)
     parser.add_argument("work", nargs="*", default=WORK)
     args = parser.parse_args()
     env, binary = args.env.resolve(), args.binary.resolve()
+    if args.llama_bench:
+        print(json.dumps(beside_llama(args.llama_bench, args.gguf, binary, args.rounds)))
+        return
     if not args.json:
         print(f"{'work':22} {'TRL tokens/s':>13} {'':5} {'Polity':>9} {'ratio':>7} {'target':>7}   {'peak GiB: TRL':>13} {'Polity':>7} {'share':>6}")
     for work in args.work:
