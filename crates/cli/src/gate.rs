@@ -14,6 +14,7 @@ use polity_eval::gate::{
     Assumptions, CriterionVerdict, DEFAULT_POLICY, Decision, Models, Policy, PolicyPower, Verdict, judge,
     simulate,
 };
+use polity_train::config::wrap;
 use polity_train::run::Input;
 
 use crate::args::GateArgs;
@@ -221,19 +222,4 @@ fn print_power(out: &mut impl Write, policy: &Policy, power: &PolicyPower) -> io
         }
     }
     Ok(())
-}
-
-/// Lines of at most `columns` characters, broken at spaces.
-fn wrap(text: &str, columns: usize) -> Vec<String> {
-    let mut lines: Vec<String> = Vec::new();
-    for word in text.split_whitespace() {
-        match lines.last_mut() {
-            Some(line) if line.chars().count() + 1 + word.chars().count() <= columns => {
-                line.push(' ');
-                line.push_str(word);
-            }
-            _ => lines.push(word.to_owned()),
-        }
-    }
-    lines
 }

@@ -18,6 +18,7 @@ use std::path::Path;
 
 use polity_lm::Model;
 use polity_lm::engine::SamplerConfig;
+use polity_train::config::nearest;
 use polity_train::settings::Precision;
 use serde_json::{Map, Value};
 
@@ -321,13 +322,8 @@ fn unknown(uses: Uses, name: &str) -> CommandError {
         return error.hint(format!("only {} has it", verbs.join(" and ")));
     }
     let known = KEYS.iter().filter(|key| key.uses.contains(&uses)).map(|key| key.name);
-    // A third of the letters may differ, as in the settings of training runs.
-    let near = known
-        .map(|word| (strsim::osa_distance(name, word), word))
-        .filter(|(distance, word)| distance * 3 <= word.len().max(3))
-        .min_by_key(|(distance, _)| *distance);
-    match near {
-        Some((_, word)) => error.hint(format!("did you mean {word}?")),
+    match nearest(name, known) {
+        Some(word) => error.hint(format!("did you mean {word}?")),
         None => error.hint(format!("polity {} --help lists them", uses.name())),
     }
 }

@@ -814,7 +814,7 @@ fn line_and_column(text: &str, at: usize) -> (usize, usize) {
 }
 
 /// The known word closest in spelling, if one is close: a third of its letters may differ.
-pub(crate) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+pub fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     known
         .map(|word| (strsim::osa_distance(found, word), word))
         .filter(|(distance, word)| distance * 3 <= word.chars().count().max(3))
@@ -823,7 +823,7 @@ pub(crate) fn nearest<'a>(found: &str, known: impl Iterator<Item = &'a str>) -> 
 }
 
 /// Lines of at most `columns` characters, broken at spaces.
-fn wrap(text: &str, columns: usize) -> Vec<String> {
+pub fn wrap(text: &str, columns: usize) -> Vec<String> {
     let mut lines: Vec<String> = Vec::new();
     for word in text.split_whitespace() {
         match lines.last_mut() {
