@@ -47,7 +47,7 @@ struct LabelRow<'v> {
 pub fn run(args: &AgreementArgs, ui: &Ui) -> CommandResult {
     let votes = match &args.data {
         Some(file) => votes::read(file, ui)?,
-        None => of_project(args)?,
+        None => of_project(args, ui)?,
     };
     let settings = PanelSettings {
         confidence: args.confidence,
@@ -66,13 +66,14 @@ pub fn run(args: &AgreementArgs, ui: &Ui) -> CommandResult {
 }
 
 /// The project's votes that stand. Annotators are called by their names, where no two have the same.
-fn of_project(args: &AgreementArgs) -> CommandResult<Votes> {
+fn of_project(args: &AgreementArgs, ui: &Ui) -> CommandResult<Votes> {
     let project = Project::open(&args.project)
         .map_err(|error| error.hint("--data FILE reads votes from a file, without a project"))?;
     let store = project.store();
     let machine = (!args.machine_votes).then_some(false);
     let filter = JudgementFilter { machine, ..JudgementFilter::default() };
-    let mut judgements = project.wait(store.judgements(filter))?;
+    let rows = project.wait(store.progress())?.votes;
+    let mut judgements = project.watch(ui, "read votes", rows as u64, store.judgements(filter))?;
     let annotators = project.wait(store.annotators())?;
     let mut named: HashMap<&str, usize> = HashMap::new();
     annotators.iter().for_each(|annotator| *named.entry(&annotator.name).or_default() += 1);
@@ -319,7 +320,9 @@ fn print_ranking(out: &mut impl Write, ranking: &Ranking) -> io::Result<()> {
     more(out, ranking.responses.len())?;
     match ranking.left_side {
         Some((pull, se)) => writeln!(out, "  pull of the left side: {pull:.3} ± {se:.3} (log-odds)"),
-        None => Ok(()),
+        None => {
+            writeln!(out, "  pull of the left side: undefined, the same responses are always on the left")
+        }
     }
 }
 

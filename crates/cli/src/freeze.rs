@@ -21,7 +21,11 @@ const PAGE: i64 = 2000;
 pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
     let model = match args.labels {
-        Labels::Model => Some(project.wait(project.store().model_labels(args.machine_votes))?),
+        Labels::Model => {
+            let votes = project.wait(project.store().progress())?.votes;
+            let labels = project.store().model_labels(args.machine_votes);
+            Some(project.watch(ui, "read votes", votes as u64, labels)?)
+        }
         Labels::Majority | Labels::Soft => None,
     };
     let freeze = Freeze {
@@ -31,7 +35,10 @@ pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
         votes_min: args.votes_min,
         model,
     };
-    let (dataset, left_out) = project.wait(project.store().freeze(freeze, ACTOR, unix_ms()))?;
+    // Each comparison is counted, and becomes a row.
+    let comparisons = project.wait(project.store().progress())?.comparisons.values().sum::<i64>();
+    let frozen = project.store().freeze(freeze, ACTOR, unix_ms());
+    let (dataset, left_out) = project.watch(ui, "freeze", 2 * comparisons as u64, frozen)?;
     for (n, why) in [
         (left_out.too_few_votes, "have fewer judgements than --votes-min"),
         (left_out.without_text, "have no text, only a reference to one"),

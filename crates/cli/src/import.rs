@@ -34,9 +34,15 @@ pub fn run(verb: &ImportVerb, global: &Global, ui: &Ui) -> CommandResult {
         "responses": parsed.material.responses.len(), "comparisons": parsed.material.comparisons.len(),
         "votes": parsed.votes.len(), "duplicates": parsed.duplicates,
     });
+    let material = &parsed.material;
+    let rows =
+        material.prompts.len() + material.responses.len() + material.comparisons.len() + parsed.votes.len();
     let imported = match args.dry_run {
         true => None,
-        false => Some(project.wait(project.store().import(parsed.clone(), ACTOR, unix_ms()))?),
+        false => {
+            let import = project.store().import(parsed.clone(), ACTOR, unix_ms());
+            Some(project.watch(ui, "import", rows as u64, import)?)
+        }
     };
     if global.json {
         return json_to_stdout(&json!({"read": summary, "imported": imported}));

@@ -70,7 +70,9 @@ struct Verified {
 }
 
 fn verify(project: &Project, head: Option<&str>, global: &Global, ui: &Ui) -> CommandResult {
-    let store = project.wait(project.store().verify(head))?;
+    let there = project.wait(project.store().progress())?;
+    let rows = there.votes + there.prompts + there.responses;
+    let store = project.watch(ui, "verify", rows as u64, project.store().verify(head))?;
     let mut found = Verified { store, exported_files: 0, exported_files_gone: Vec::new() };
     verify_exports(project, &mut found)?;
     let Verified { store, exported_files, exported_files_gone } = &found;

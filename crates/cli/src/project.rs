@@ -12,6 +12,8 @@
 
 use std::future::Future;
 use std::path::{Path, PathBuf};
+use std::pin::pin;
+use std::time::{Duration, Instant};
 
 use polity_store::Store;
 use polity_train::run::{FrozenDataset, Input, Manifest};
@@ -22,12 +24,14 @@ use tokio::runtime::Runtime;
 use crate::clock::unix_ms;
 use crate::error::{CommandError, CommandResult};
 use crate::project_args::InProject;
-use crate::ui::Ui;
+use crate::ui::{Ui, Work};
 
 /// The file that makes a directory a project.
 pub const PROJECT_FILE: &str = "polity.toml";
 /// The file beside exported rows that says what they are.
 pub const DATASET_FILE: &str = "dataset.json";
+/// Time between two looks at work that is watched.
+const WATCH_EVERY: Duration = Duration::from_millis(200);
 /// Who acts, for the ledger.
 pub const ACTOR: &str = "cli";
 
@@ -94,6 +98,41 @@ impl Project {
     /// Waits for what the store is asked.
     pub fn wait<T>(&self, work: impl Future<Output = polity_store::Result<T>>) -> CommandResult<T> {
         Ok(self.runtime.block_on(work)?)
+    }
+
+    /// The same for work on about so many rows, and shows how far along it is.
+    pub fn watch<T>(
+        &self,
+        ui: &Ui,
+        label: &str,
+        rows: u64,
+        work: impl Future<Output = polity_store::Result<T>>,
+    ) -> CommandResult<T> {
+        let (before, began) = (self.store.rows_handled(), Instant::now());
+        let told = self.runtime.block_on(async {
+            let mut work = pin!(work);
+            let mut ticks = tokio::time::interval(WATCH_EVERY);
+            loop {
+                tokio::select! {
+                    biased;
+                    told = &mut work => return told,
+                    _ = ticks.tick() => {}
+                }
+                let done = self.store.rows_handled() - before;
+                let rate = (done > 0).then(|| done as f64 / began.elapsed().as_secs_f64());
+                let total = rows.max(done);
+                ui.progress(&Work {
+                    label,
+                    done,
+                    total,
+                    unit: "row",
+                    rate_per_s: rate,
+                    remaining_s: rate.map(|rate| (total - done) as f64 / rate),
+                });
+            }
+        });
+        ui.end_progress();
+        Ok(told?)
     }
 }
 

@@ -149,6 +149,11 @@ pub enum Error {
         /// Items that never won or tied against the rest.
         winless: Vec<usize>,
     },
+    /// Sides that tell nothing apart from the strengths: some are always shown on the same side of the others.
+    #[error(
+        "the left side's pull cannot be told from the strengths: who is on the left decides who is shown; expected pairs shown both ways round"
+    )]
+    SideConfounded,
     /// Several values where one was expected.
     #[error("annotator {annotator} gave item {item} {values} values, expected one")]
     Repeated {

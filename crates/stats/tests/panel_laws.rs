@@ -519,3 +519,21 @@ fn a_report_on_three_annotators() {
     assert!(json["figures"][0]["estimate"].is_number() && json["figures"][0]["low"].is_number());
     assert!(!json.to_string().contains("NaN"));
 }
+
+#[test]
+fn responses_always_on_the_same_side_are_ranked_without_a_side() {
+    let mut votes = Votes::new();
+    for item in 0..40 {
+        let prompt = format!("p{item}");
+        for (annotator, better_left) in [("one", item % 4 != 0), ("two", item % 3 != 0)] {
+            let answer = if better_left { better(Side::Left) } else { better(Side::Right) };
+            votes.push(&row(&prompt, "x", "y", annotator, answer)).unwrap();
+        }
+    }
+    let ranking =
+        panel_report(&votes, &PanelSettings { resamples: 20, ..PanelSettings::usual(1) }).ranking.unwrap();
+    assert!(ranking.undefined.is_none() && ranking.left_side.is_none(), "{ranking:?}");
+    // 30 of 40 and 26 of 40 votes: the log-odds of 56 to 24, half of it above the mean.
+    assert_eq!(ranking.responses[0].name, "x");
+    assert!((ranking.responses[0].strength - 0.5 * (56.0_f64 / 24.0).ln()).abs() < 1e-9, "{ranking:?}");
+}

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use sqlx::AnyConnection;
 use sqlx::any::AnyRow;
 
-use crate::db::Store;
+use crate::db::{Meter, Store};
 use crate::error::{Doing, Result, StoreError};
 use crate::id::{content_id, hash_parts};
 use crate::identity;
@@ -277,9 +277,9 @@ pub struct Material {
 impl Store {
     /// Adds material, all or nothing; what is there already stays as it is and is counted.
     pub async fn add_material(&self, material: Material, now_ms: i64) -> Result<Added> {
-        let seed = self.random();
+        let (seed, meter) = (self.random(), self.meter());
         self.write(move |connection| {
-            Box::pin(async move { add_material(connection, material, seed, now_ms).await })
+            Box::pin(async move { add_material(connection, material, seed, now_ms, &meter).await })
         })
         .await
     }
@@ -292,10 +292,10 @@ impl Store {
         actor: &str,
         now_ms: i64,
     ) -> Result<Added> {
-        let (seed, actor) = (self.random(), actor.to_owned());
+        let (seed, actor, meter) = (self.random(), actor.to_owned(), self.meter());
         self.write(move |connection| {
             Box::pin(async move {
-                let added = add_material(connection, material, seed, now_ms).await?;
+                let added = add_material(connection, material, seed, now_ms, &meter).await?;
                 crate::ledger::append(connection, "sample", &actor, &body, now_ms).await?;
                 Ok(added)
             })
@@ -405,13 +405,14 @@ pub(crate) async fn add_material(
     material: Material,
     seed: u64,
     now_ms: i64,
+    meter: &Meter,
 ) -> Result<Added> {
     let project = project::project(connection).await?;
     let mut added = Added::default();
 
     let count = material.prompts.len() as u64;
     let mut categories = HashMap::with_capacity(material.prompts.len());
-    let rows = material.prompts.into_iter().map(|prompt| {
+    let rows = material.prompts.into_iter().inspect(|_| meter.count()).map(|prompt| {
         let part = Part::of(&prompt.content, project.validation_share, project.holdout_share);
         let category = if prompt.category.is_empty() { UNCATEGORISED.to_owned() } else { prompt.category };
         let id = prompt_id(&prompt.content);
@@ -435,7 +436,7 @@ pub(crate) async fn add_material(
 
     let count = material.responses.len() as u64;
     let mut known = HashMap::with_capacity(material.responses.len());
-    let rows = material.responses.into_iter().map(|response| {
+    let rows = material.responses.into_iter().inspect(|_| meter.count()).map(|response| {
         let id = response_id(&response.prompt_id, &response.content, &response.model);
         known.insert(
             id.clone(),
@@ -469,7 +470,7 @@ pub(crate) async fn add_material(
 
     let count = material.comparisons.len() as u64;
     added.comparisons =
-        add_comparisons(connection, material.comparisons, known, categories, seed, now_ms).await?;
+        add_comparisons(connection, material.comparisons, known, categories, seed, now_ms, meter).await?;
     added.comparisons_known = count - added.comparisons;
     Ok(added)
 }
@@ -487,6 +488,7 @@ async fn add_comparisons(
     mut categories: HashMap<String, String>,
     seed: u64,
     now_ms: i64,
+    meter: &Meter,
 ) -> Result<u64> {
     let mut stream = polity_stats::Stream::new(seed, "shuffle", 0);
     let mut rows = Vec::with_capacity(comparisons.len());
@@ -552,7 +554,8 @@ async fn add_comparisons(
         "origin",
         "added_ms",
     ];
-    let inserted = insert_many(connection, "comparison", &columns, rows).await?;
+    let inserted =
+        insert_many(connection, "comparison", &columns, rows.into_iter().inspect(|_| meter.count())).await?;
     identity::hold(connection, queued).await?;
     recount_queue(connection).await?;
     Ok(inserted)

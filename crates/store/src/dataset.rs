@@ -26,7 +26,7 @@ use sqlx::any::AnyRow;
 
 use crate::answer::{Answer, Side};
 use crate::content::{Content, Part};
-use crate::db::Store;
+use crate::db::{Meter, Store};
 use crate::error::{Doing, Result, StoreError};
 use crate::id::hash_parts;
 use crate::ledger;
@@ -280,9 +280,9 @@ impl Store {
                 "no reliability model was given; `Store::model_labels` fits one",
             ));
         }
-        let actor = actor.to_owned();
+        let (actor, meter) = (actor.to_owned(), self.meter());
         self.write(move |connection| {
-            Box::pin(async move { freeze_now(connection, freeze, &actor, now_ms).await })
+            Box::pin(async move { freeze_now(connection, freeze, &actor, now_ms, &meter).await })
         })
         .await
     }
@@ -359,6 +359,7 @@ async fn freeze_now(
     freeze: Freeze,
     actor: &str,
     now_ms: i64,
+    meter: &Meter,
 ) -> Result<(Dataset, LeftOut)> {
     let taken = sqlx::query("SELECT COUNT(*) AS n FROM dataset WHERE name = $1")
         .bind(freeze.name.clone())
@@ -374,7 +375,7 @@ async fn freeze_now(
     }
     vote::seal(connection, actor, now_ms).await?;
     let header = header(connection, &freeze).await?;
-    let (rows, left_out) = count_votes(connection, &freeze).await?;
+    let (rows, left_out) = count_votes(connection, &freeze, meter).await?;
 
     let mut chain = dataset_start(&header);
     let mut chains = Vec::with_capacity(rows.len());
@@ -394,7 +395,7 @@ async fn freeze_now(
         created_by: actor.to_owned(),
         created_ms: now_ms,
     };
-    insert_dataset(connection, &dataset, rows.into_iter().zip(chains)).await?;
+    insert_dataset(connection, &dataset, rows.into_iter().zip(chains).inspect(|_| meter.count())).await?;
     let body = json!({
         "name": dataset.name, "hash": dataset.hash, "train": dataset.train_rows,
         "validation": dataset.validation_rows, "holdout": dataset.holdout_rows,
@@ -428,7 +429,11 @@ async fn header(connection: &mut AnyConnection, freeze: &Freeze) -> Result<Strin
 }
 
 /// One row a comparison, by part and name.
-async fn count_votes(connection: &mut AnyConnection, freeze: &Freeze) -> Result<(Vec<DatasetRow>, LeftOut)> {
+async fn count_votes(
+    connection: &mut AnyConnection,
+    freeze: &Freeze,
+    meter: &Meter,
+) -> Result<(Vec<DatasetRow>, LeftOut)> {
     let mut decided = BTreeMap::new();
     for row in sqlx::query("SELECT comparison_id, answer FROM adjudication ORDER BY seq")
         .fetch_all(&mut *connection)
@@ -465,6 +470,7 @@ async fn count_votes(connection: &mut AnyConnection, freeze: &Freeze) -> Result<
     let mut rows = Vec::new();
     let mut left_out = LeftOut::default();
     while let Some(row) = stream.try_next().await.doing("count votes")? {
+        meter.count();
         let id = row.text("comparison_id")?;
         let adjudicated = decided.get(&id).copied();
         let counts = [row.int("a_votes")?, row.int("b_votes")?, row.int("ties")?, row.int("both_bad")?];

@@ -15,6 +15,7 @@
 use std::future::Future;
 use std::panic::AssertUnwindSafe;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -63,6 +64,17 @@ struct Inner {
     read: AnyPool,
     jobs: mpsc::Sender<Message>,
     rng: Mutex<ChaCha20Rng>,
+    meter: Meter,
+}
+
+/// Rows that long work has handled.
+#[derive(Clone, Default)]
+pub(crate) struct Meter(Arc<AtomicU64>);
+
+impl Meter {
+    pub fn count(&self) {
+        self.0.fetch_add(1, Ordering::Relaxed);
+    }
 }
 
 enum Message {
@@ -118,7 +130,9 @@ impl Store {
         let (jobs, inbox) = mpsc::channel(4 * JOBS_PER_COMMIT);
         tokio::spawn(write_loop(writer, backend, inbox));
         let rng = Mutex::new(ChaCha20Rng::from_seed(seed));
-        Ok(Store { inner: Arc::new(Inner { backend, url: place.shown(), read, jobs, rng }) })
+        Ok(Store {
+            inner: Arc::new(Inner { backend, url: place.shown(), read, jobs, rng, meter: Meter::default() }),
+        })
     }
 
     /// Which back end.
@@ -129,6 +143,15 @@ impl Store {
     /// Where, for messages; a password is left out.
     pub fn location(&self) -> &str {
         &self.inner.url
+    }
+
+    /// Rows that imports, freezes, verifications and [`Store::judgements`] have handled since the store was opened: how far along they are.
+    pub fn rows_handled(&self) -> u64 {
+        self.inner.meter.0.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn meter(&self) -> Meter {
+        self.inner.meter.clone()
     }
 
     /// Waits for what is being written, then closes every connection.

@@ -23,7 +23,7 @@ use sqlx::AnyConnection;
 use crate::account::Role;
 use crate::content::{self, Content, Part};
 use crate::dataset::{self, DatasetRow};
-use crate::db::Store;
+use crate::db::{Meter, Store};
 use crate::error::{Doing, Result};
 use crate::ledger::{Event, GENESIS};
 use crate::project;
@@ -78,20 +78,23 @@ struct Claims {
 impl Store {
     /// Recomputes everything. `head`, if given, must be the hash of an event in the ledger.
     pub async fn verify(&self, head: Option<&str>) -> Result<Verification> {
-        let head = head.map(str::to_owned);
-        self.read(move |connection| Box::pin(async move { verify(connection, head.as_deref()).await })).await
+        let (head, meter) = (head.map(str::to_owned), self.meter());
+        self.read(move |connection| {
+            Box::pin(async move { verify(connection, head.as_deref(), &meter).await })
+        })
+        .await
     }
 }
 
-async fn verify(connection: &mut AnyConnection, head: Option<&str>) -> Result<Verification> {
+async fn verify(connection: &mut AnyConnection, head: Option<&str>, meter: &Meter) -> Result<Verification> {
     let mut report = Verification::default();
     let claims = verify_events(connection, head, &mut report).await?;
-    verify_votes(connection, &claims, &mut report).await?;
-    verify_datasets(connection, &claims, &mut report).await?;
+    verify_votes(connection, &claims, &mut report, meter).await?;
+    verify_datasets(connection, &claims, &mut report, meter).await?;
     verify_rubrics(connection, &claims, &mut report).await?;
     verify_decisions(connection, &claims, &mut report).await?;
     verify_settings(connection, &claims, &mut report).await?;
-    verify_texts(connection, &mut report).await?;
+    verify_texts(connection, &mut report, meter).await?;
     Ok(report)
 }
 
@@ -172,12 +175,14 @@ async fn verify_votes(
     connection: &mut AnyConnection,
     claims: &Claims,
     report: &mut Verification,
+    meter: &Meter,
 ) -> Result<()> {
     let mut seals = claims.seals.iter().peekable();
     let mut chain = CHAIN_START.to_owned();
     let mut broken = false;
     let mut stream = sqlx::query("SELECT * FROM vote ORDER BY seq").fetch(connection);
     while let Some(row) = stream.try_next().await.doing("read votes")? {
+        meter.count();
         let vote = match VoteRecord::from_row(&row) {
             Ok(vote) => vote,
             Err(error) => {
@@ -227,6 +232,7 @@ async fn verify_datasets(
     connection: &mut AnyConnection,
     claims: &Claims,
     report: &mut Verification,
+    meter: &Meter,
 ) -> Result<()> {
     let datasets = dataset::datasets(connection).await?;
     report.datasets = datasets.len() as i64;
@@ -250,6 +256,7 @@ async fn verify_datasets(
             .bind(name.clone())
             .fetch(&mut *connection);
         while let Some(row) = stream.try_next().await.doing("read a dataset")? {
+            meter.count();
             let stored = row.text("chain")?;
             match DatasetRow::from_row(&row) {
                 Ok(content) if content.idx != rows => {
@@ -380,11 +387,16 @@ fn first_difference<K: Ord + std::fmt::Display, V: PartialEq>(
     Some(Bad { record: format!("{what} {missing}"), found: "it is missing".to_owned() })
 }
 
-async fn verify_texts(connection: &mut AnyConnection, report: &mut Verification) -> Result<()> {
+async fn verify_texts(
+    connection: &mut AnyConnection,
+    report: &mut Verification,
+    meter: &Meter,
+) -> Result<()> {
     let project = project::project(connection).await?;
     let mut bad = None;
     let mut stream = sqlx::query("SELECT id, content, part FROM prompt ORDER BY id").fetch(&mut *connection);
     while let Some(row) = stream.try_next().await.doing("read prompts")? {
+        meter.count();
         report.texts += 1;
         let id = row.text("id")?;
         let content = row.json::<Content>("content");
@@ -405,6 +417,7 @@ async fn verify_texts(connection: &mut AnyConnection, report: &mut Verification)
     let mut stream =
         sqlx::query("SELECT id, prompt_id, content, model FROM response ORDER BY id").fetch(&mut *connection);
     while let Some(row) = stream.try_next().await.doing("read responses")? {
+        meter.count();
         report.texts += 1;
         let id = row.text("id")?;
         let named = row.json::<Content>("content").and_then(|content| {

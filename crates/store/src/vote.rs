@@ -14,6 +14,7 @@
 
 use std::collections::BTreeMap;
 
+use futures_util::TryStreamExt;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use sqlx::AnyConnection;
@@ -22,7 +23,7 @@ use sqlx::any::AnyRow;
 use crate::account::AnnotatorKind;
 use crate::answer::Answer;
 use crate::assign::{self, Assignment, Kind};
-use crate::db::Store;
+use crate::db::{Meter, Store};
 use crate::error::{Doing, Result, StoreError};
 use crate::id::hash_parts;
 use crate::ledger;
@@ -278,7 +279,9 @@ impl Store {
 
     /// Effective votes in the canonical order, skips and flags too (they are no judgement; [`Answer::grade`] says none), by number.
     pub async fn judgements(&self, filter: JudgementFilter) -> Result<Vec<Judgement>> {
-        self.read(move |connection| Box::pin(async move { judgements(connection, filter).await })).await
+        let meter = self.meter();
+        self.read(move |connection| Box::pin(async move { judgements(connection, filter, &meter).await }))
+            .await
     }
 
     /// Puts the votes since the last seal into the ledger; none if there are none. Returns the number of the last vote.
@@ -288,8 +291,12 @@ impl Store {
     }
 }
 
-async fn judgements(connection: &mut AnyConnection, filter: JudgementFilter) -> Result<Vec<Judgement>> {
-    let rows = sqlx::query(
+async fn judgements(
+    connection: &mut AnyConnection,
+    filter: JudgementFilter,
+    meter: &Meter,
+) -> Result<Vec<Judgement>> {
+    let mut rows = sqlx::query(
         "SELECT v.seq, v.comparison_id, c.prompt_id, c.category, v.annotator_id, v.kind, v.left_response, \
                 c.response_a, c.contest, c.a_is_first, v.overall, v.axes, v.rubric_version, v.answered_ms, \
                 v.work_ms, v.machine, v.propensity \
@@ -304,45 +311,44 @@ async fn judgements(connection: &mut AnyConnection, filter: JudgementFilter) -> 
     .bind(filter.annotator_id)
     .bind(filter.category)
     .bind(filter.rubric_version)
-    .fetch_all(connection)
-    .await
-    .doing("read judgements")?;
+    .fetch(connection);
     let mut contests = BTreeMap::new();
-    rows.iter()
-        .map(|row| {
-            let (left, a) = (row.text("left_response")?, row.text("response_a")?);
-            let a_was_left = (!left.is_empty()).then_some(left == a);
-            let turned = |answer: Answer| if a_was_left == Some(false) { answer.swapped() } else { answer };
-            let contest = row.text("contest")?;
-            let [first, second] = match contests.get(&contest) {
-                Some(models) => models,
-                None => {
-                    let models: [String; 2] = row.json("contest")?;
-                    contests.entry(contest).or_insert(models)
-                }
-            };
-            let (model_a, model_b) = if row.yes("a_is_first")? { (first, second) } else { (second, first) };
-            let axes: BTreeMap<String, Answer> = row.json("axes")?;
-            Ok(Judgement {
-                seq: row.int("seq")?,
-                comparison_id: row.text("comparison_id")?,
-                prompt_id: row.text("prompt_id")?,
-                category: row.text("category")?,
-                annotator_id: row.text("annotator_id")?,
-                kind: Kind::parse(&row.text("kind")?)?,
-                model_a: model_a.clone(),
-                model_b: model_b.clone(),
-                a_was_left,
-                overall: turned(row.text("overall")?.parse()?),
-                axes: axes.into_iter().map(|(key, answer)| (key, turned(answer))).collect(),
-                rubric_version: row.int("rubric_version")?,
-                answered_ms: row.int_or_null("answered_ms")?,
-                work_ms: row.int_or_null("work_ms")?,
-                machine: row.yes("machine")?,
-                propensity: row.real_or_null("propensity")?,
-            })
-        })
-        .collect()
+    let mut judgements = Vec::new();
+    while let Some(row) = rows.try_next().await.doing("read judgements")? {
+        meter.count();
+        let (left, a) = (row.text("left_response")?, row.text("response_a")?);
+        let a_was_left = (!left.is_empty()).then_some(left == a);
+        let turned = |answer: Answer| if a_was_left == Some(false) { answer.swapped() } else { answer };
+        let contest = row.text("contest")?;
+        let [first, second] = match contests.get(&contest) {
+            Some(models) => models,
+            None => {
+                let models: [String; 2] = row.json("contest")?;
+                contests.entry(contest).or_insert(models)
+            }
+        };
+        let (model_a, model_b) = if row.yes("a_is_first")? { (first, second) } else { (second, first) };
+        let axes: BTreeMap<String, Answer> = row.json("axes")?;
+        judgements.push(Judgement {
+            seq: row.int("seq")?,
+            comparison_id: row.text("comparison_id")?,
+            prompt_id: row.text("prompt_id")?,
+            category: row.text("category")?,
+            annotator_id: row.text("annotator_id")?,
+            kind: Kind::parse(&row.text("kind")?)?,
+            model_a: model_a.clone(),
+            model_b: model_b.clone(),
+            a_was_left,
+            overall: turned(row.text("overall")?.parse()?),
+            axes: axes.into_iter().map(|(key, answer)| (key, turned(answer))).collect(),
+            rubric_version: row.int("rubric_version")?,
+            answered_ms: row.int_or_null("answered_ms")?,
+            work_ms: row.int_or_null("work_ms")?,
+            machine: row.yes("machine")?,
+            propensity: row.real_or_null("propensity")?,
+        });
+    }
+    Ok(judgements)
 }
 
 async fn submit(connection: &mut AnyConnection, vote: NewVote, now_ms: i64) -> Result<Voted> {
@@ -574,9 +580,10 @@ pub(crate) async fn chain_head(connection: &mut AnyConnection) -> Result<(i64, S
 pub(crate) async fn append_many(
     connection: &mut AnyConnection,
     votes: impl IntoIterator<Item = VoteRecord>,
+    meter: &Meter,
 ) -> Result<u64> {
     let (mut seq, mut chain) = chain_head(connection).await?;
-    let rows = votes.into_iter().map(|mut vote| {
+    let rows = votes.into_iter().inspect(|_| meter.count()).map(|mut vote| {
         seq += 1;
         vote.seq = seq;
         vote.chain = vote.computed_chain(&chain);

@@ -18,7 +18,8 @@ const RANKED_MAX: usize = 200;
 pub struct Ranking {
     /// The strongest first.
     pub responses: Vec<Ranked>,
-    /// Pull of the left side in log-odds, and its standard error.
+    /// Pull of the left side in log-odds, and its standard error; none where it cannot be told from the strengths, since who is on the
+    /// left decides who is shown.
     pub left_side: Option<(f64, f64)>,
     /// Why there is no ranking.
     pub undefined: Option<Undefined>,
@@ -41,7 +42,8 @@ pub struct Ranked {
     pub elo_interval: (f64, f64),
 }
 
-/// Ranks the responses if they meet on several prompts each: Bradley-Terry with ties as half and a side's pull.
+/// Ranks the responses if they meet on several prompts each: Bradley-Terry with ties as half, and a side's pull
+/// if it can be told from the strengths.
 pub(super) fn ranking(votes: &Votes, standing: &[usize], settings: &PanelSettings) -> Option<Ranking> {
     let items = votes.responses.list().len();
     let (prompts, comparisons) = (votes.prompts.list().len(), votes.comparisons.len());
@@ -64,8 +66,7 @@ pub(super) fn ranking(votes: &Votes, standing: &[usize], settings: &PanelSetting
     Some(match fit(items, &matches, &prompt, &annotator) {
         Ok((fit, covariance)) => {
             let se = fit.strength_se(&covariance);
-            let parameters = items + 1;
-            let side_se = covariance[items * parameters + items].max(0.0).sqrt();
+            let side_se = || covariance.last().expect("the side's variance").max(0.0).sqrt();
             let mut responses: Vec<Ranked> = (0..items)
                 .map(|i| {
                     let (low, high) = normal_interval(fit.strength[i], se[i], settings.confidence);
@@ -80,7 +81,7 @@ pub(super) fn ranking(votes: &Votes, standing: &[usize], settings: &PanelSetting
                 })
                 .collect();
             responses.sort_by(|a, b| b.strength.total_cmp(&a.strength));
-            Ranking { responses, left_side: fit.side.map(|side| (side, side_se)), undefined: None }
+            Ranking { responses, left_side: fit.side.map(|side| (side, side_se())), undefined: None }
         }
         Err(error) => Ranking {
             responses: Vec::new(),
@@ -97,7 +98,12 @@ fn fit(
     annotator: &[u32],
 ) -> Result<(BradleyTerry, Vec<f64>), Error> {
     let config = BradleyTerryConfig { side: true, ..BradleyTerryConfig::plain(Ties::Half) };
-    let fit = BradleyTerry::fit(items, matches, config)?;
+    let fit = match BradleyTerry::fit(items, matches, config) {
+        Err(Error::SideConfounded) => {
+            BradleyTerry::fit(items, matches, BradleyTerryConfig { side: false, ..config })?
+        }
+        fit => fit?,
+    };
     let covariance = fit
         .clustered_two_way(matches, prompt, annotator)
         // One annotator is no cluster of annotators.

@@ -31,7 +31,7 @@ use crate::account::{self, Annotator, AnnotatorKind};
 use crate::answer::Answer;
 use crate::assign::Kind;
 use crate::content::{self, Added, Material};
-use crate::db::Store;
+use crate::db::{Meter, Store};
 use crate::error::{Doing, Result, StoreError};
 use crate::ledger;
 use crate::sql::Columns;
@@ -301,9 +301,9 @@ impl Store {
                 format!("{} of its rows could not be read; nothing was imported", parsed.errors_total),
             ));
         }
-        let (seed, actor) = (self.random(), actor.to_owned());
+        let (seed, actor, meter) = (self.random(), actor.to_owned(), self.meter());
         self.write(move |connection| {
-            Box::pin(async move { import(connection, parsed, seed, &actor, now_ms).await })
+            Box::pin(async move { import(connection, parsed, seed, &actor, now_ms, &meter).await })
         })
         .await
     }
@@ -315,8 +315,9 @@ async fn import(
     seed: u64,
     actor: &str,
     now_ms: i64,
+    meter: &Meter,
 ) -> Result<Imported> {
-    let added = content::add_material(connection, parsed.material, seed, now_ms).await?;
+    let added = content::add_material(connection, parsed.material, seed, now_ms, meter).await?;
     let mut annotators: HashMap<&str, bool> = HashMap::new();
     for vote in &parsed.votes {
         annotators.insert(&vote.annotator_id, vote.machine);
@@ -371,7 +372,7 @@ async fn import(
         });
     }
     let expected = records.len() as u64;
-    let votes = vote::append_many(connection, records).await?;
+    let votes = vote::append_many(connection, records, meter).await?;
     if votes != expected {
         return Err(StoreError::Damaged {
             place: "table vote".into(),
