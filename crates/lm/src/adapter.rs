@@ -307,9 +307,9 @@ impl Adapter {
             let tensors = self.tensors();
             let names: Vec<_> =
                 tensors.iter().map(|(name, shape, _)| (name.as_str(), shape.as_slice())).collect();
-            write(&new.join(WEIGHTS_FILE), WeightDtype::F32, &names, |i| {
+            write(&new.join(WEIGHTS_FILE), WeightDtype::F32, &names, |i, put| {
                 let spec = &self.specs[tensors[i].2];
-                self.params.read_rows(spec, 0, spec.shape.rows_cols().0)
+                put(&self.params.read_rows(spec, 0, spec.shape.rows_cols().0))
             })
         })
     }

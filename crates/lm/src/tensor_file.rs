@@ -280,13 +280,13 @@ impl<'de> Deserialize<'de> for Header {
     }
 }
 
-/// Writes a new file: `tensors` are names and shapes sorted by name, `values(i)` the numbers of the
-/// `i`-th. One tensor is in memory at a time. The file is on disk when this returns.
+/// Writes a new file: `tensors` are names and shapes sorted by name; `values(i, put)` hands the numbers of the `i`-th to `put`, in as
+/// many pieces as it likes. The file is on disk when this returns.
 pub(crate) fn write(
     file: &Path,
     dtype: WeightDtype,
     tensors: &[(&str, &[usize])],
-    mut values: impl FnMut(usize) -> Vec<f32>,
+    mut values: impl FnMut(usize, &mut dyn FnMut(&[f32]) -> Result<()>) -> Result<()>,
 ) -> Result<()> {
     debug_assert!(tensors.is_sorted_by_key(|(name, _)| *name), "tensors sorted by name");
     let mut header = String::from(r#"{"__metadata__":{"format":"pt"}"#);
@@ -311,18 +311,21 @@ pub(crate) fn write(
     out.write_all(header.as_bytes()).map_err(io)?;
     let mut bytes = Vec::new();
     for (i, (name, shape)) in tensors.iter().enumerate() {
-        let numbers = values(i);
-        assert_eq!(numbers.len(), shape.iter().product::<usize>(), "{name}: as many values as its shape");
-        for chunk in numbers.chunks(1 << 18) {
-            bytes.clear();
-            match dtype {
-                WeightDtype::F32 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
-                WeightDtype::Bf16 => {
-                    bytes.extend(chunk.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()));
+        let mut written = 0;
+        values(i, &mut |numbers| {
+            written += numbers.len();
+            numbers.chunks(1 << 18).try_for_each(|chunk| {
+                bytes.clear();
+                match dtype {
+                    WeightDtype::F32 => bytes.extend(chunk.iter().flat_map(|x| x.to_le_bytes())),
+                    WeightDtype::Bf16 => {
+                        bytes.extend(chunk.iter().flat_map(|&x| half::bf16::from_f32(x).to_le_bytes()));
+                    }
                 }
-            }
-            out.write_all(&bytes).map_err(io)?;
-        }
+                out.write_all(&bytes).map_err(io)
+            })
+        })?;
+        assert_eq!(written, shape.iter().product::<usize>(), "{name}: as many values as its shape");
     }
     out.sync_all().map_err(io)
 }
@@ -382,7 +385,7 @@ mod tests {
         let path = dir.path().join("w.safetensors");
         let values = |i: usize| vec![i as f32 + 0.1; [6, 1][i]];
         let tensors: [(&str, &[usize]); 2] = [("a \"quoted\" name", &[2, 3]), ("b", &[])];
-        write(&path, WeightDtype::F32, &tensors, values).unwrap();
+        write(&path, WeightDtype::F32, &tensors, |i, put| put(&values(i))).unwrap();
         let bytes = std::fs::read(&path).unwrap();
         let data: Vec<Vec<u8>> =
             (0..2).map(|i| values(i).iter().flat_map(|x| x.to_le_bytes()).collect()).collect();
@@ -394,7 +397,11 @@ mod tests {
         });
         let metadata = std::collections::HashMap::from([("format".to_owned(), "pt".to_owned())]);
         assert_eq!(bytes, safetensors::serialize(views, Some(metadata)).unwrap());
-        assert!(write(&path, WeightDtype::F32, &tensors, values).is_err(), "an existing file is not touched");
+        // In pieces it is the same; an existing file is not touched.
+        let pieces = dir.path().join("pieces.safetensors");
+        write(&pieces, WeightDtype::F32, &tensors, |i, put| values(i).chunks(2).try_for_each(put)).unwrap();
+        assert_eq!(std::fs::read(&pieces).unwrap(), bytes);
+        assert!(write(&path, WeightDtype::F32, &tensors, |i, put| put(&values(i))).is_err());
         assert_eq!(std::fs::read(&path).unwrap(), bytes);
     }
 

@@ -146,7 +146,9 @@ impl WeightTable {
     ) -> Result<()> {
         self.check_finite(layout, params)?;
         let tensors: Vec<_> = self.entries.iter().map(|e| (e.name.as_str(), e.shape.as_slice())).collect();
-        write(&dir.join(WEIGHTS_FILE), dtype, &tensors, |i| self.entries[i].read(layout, params))
+        write(&dir.join(WEIGHTS_FILE), dtype, &tensors, |i, put| {
+            self.entries[i].read_in_pieces(layout, params, put)
+        })
     }
 
     /// Fails on the first number that is not finite. Such a model could not be loaded again.
@@ -337,6 +339,9 @@ fn is_buffer(name: &str) -> bool {
     ENDS.iter().any(|end| name.ends_with(end))
 }
 
+/// Rows converted at a time: enough to stream, little to hold.
+const ROWS: usize = 64;
+
 impl WeightEntry {
     /// The file's numbers, row by row, out of the decoder's.
     pub(crate) fn read(&self, layout: &Layout, params: &Params) -> Vec<f32> {
@@ -369,10 +374,26 @@ impl WeightEntry {
         }
     }
 
+    /// The same in pieces, where a whole one would be large.
+    pub(crate) fn read_in_pieces(
+        &self,
+        layout: &Layout,
+        params: &Params,
+        put: &mut dyn FnMut(&[f32]) -> Result<()>,
+    ) -> Result<()> {
+        let spec = &layout.specs[self.param];
+        let (Part::Rows { first }, Shape::Matrix { .. } | Shape::Table { .. }) = (self.part, spec.shape)
+        else {
+            return put(&self.read(layout, params));
+        };
+        let rows = self.shape[0];
+        (0..rows)
+            .step_by(ROWS)
+            .try_for_each(|row| put(&params.read_rows(spec, first + row, ROWS.min(rows - row))))
+    }
+
     /// The file's numbers into the decoder's place, which is `stored`.
     fn load(&self, name: &str, file: &TensorFile, spec: &ParamSpec, stored: &mut [f32]) -> Result<()> {
-        /// Rows converted at a time: enough to stream, little to hold.
-        const ROWS: usize = 64;
         let cols = self.cols(spec);
         let rows = self.shape.iter().product::<usize>() / cols.max(1);
         let mut values = Vec::new();
