@@ -94,7 +94,7 @@ def run(command):
     return time.perf_counter() - start, usage.ru_maxrss / 2**20
 
 
-def polity(env, binary, stage, model, steps, precision):
+def polity(env, binary, stage, model, steps, precision, more):
     pairs, models = rows(env), env / "models"
     with tempfile.TemporaryDirectory() as folder:
         folder = Path(folder)
@@ -127,6 +127,7 @@ def polity(env, binary, stage, model, steps, precision):
         command = [binary, "train", stage, "--model", base, "--data", data, "--out", out]
         if stage == "ppo":
             command += ["--reward-model", models / f"{model}-reward"]
+        sets.update(more)
         command += [word for key, value in sets.items() for word in ("--set", f"{key}={value}")]
         _, peak = run(command)
         times = [json.loads(line)["time_s"] for line in open(out / "metrics.jsonl")]
@@ -162,12 +163,14 @@ def main():
     parser.add_argument("--precision", default="f32,bf16", help="of Polity")
     parser.add_argument("--peer-precision", default="fp32,bf16", help="of TRL; the better one counts")
     parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of Polity's training")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--llama-bench", type=Path)
     parser.add_argument("--gguf", type=Path)
     parser.add_argument("work", nargs="*", default=WORK)
     args = parser.parse_args()
     env, binary = args.env.resolve(), args.binary.resolve()
+    more = dict(pair.split("=", 1) for pair in args.set)
     if args.llama_bench:
         print(json.dumps(beside_llama(args.llama_bench, args.gguf, binary, args.rounds)))
         return
@@ -181,7 +184,7 @@ def main():
             for precision in args.peer_precision.split(","):
                 peer.setdefault(precision, []).append(trl(env, stage, model, theirs, precision))
             for precision in args.precision.split(","):
-                own.setdefault(precision, []).append(polity(env, binary, stage, model, ours, precision))
+                own.setdefault(precision, []).append(polity(env, binary, stage, model, ours, precision, more))
         peer = {precision: best(figures) for precision, figures in peer.items()}
         better = max(peer, key=lambda precision: peer[precision]["tokens_per_s"])
         theirs, peak = peer[better], min(figure["peak_gib"] for figure in peer.values())
