@@ -782,7 +782,7 @@ async fn invite(connection: &mut AnyConnection, hash: &str, now_ms: i64) -> Resu
     .json("roles")
 }
 
-async fn account(connection: &mut AnyConnection, id: &str) -> Result<Account> {
+pub(crate) async fn account(connection: &mut AnyConnection, id: &str) -> Result<Account> {
     let row = sqlx::query("SELECT * FROM account WHERE id = $1")
         .bind(id.to_owned())
         .fetch_optional(&mut *connection)

@@ -13,6 +13,8 @@
 //!
 //! Not here: verification (`verify`).
 
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 use serde_json::Value;
 use sqlx::AnyConnection;
 
@@ -40,12 +42,15 @@ pub const EVENT_KINDS: &[&str] = &[
     "run",
     "evaluation",
     "verdict",
+    "channel",
+    "approval",
     "release",
     "rollback",
+    "refusal",
 ];
 
 /// One event.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Event {
     /// Position, from 1.
     pub seq: i64,
@@ -81,6 +86,60 @@ impl Event {
             hash: row.text("hash")?,
         })
     }
+}
+
+/// An event with what its body says.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+pub struct Recorded<T> {
+    /// The event's hash: names what was recorded, its time and its place.
+    pub id: String,
+    /// The event's number.
+    pub seq: i64,
+    /// When, in milliseconds since 1970.
+    pub at_ms: i64,
+    /// Who: an account's id, or `cli`.
+    pub actor: String,
+    /// What.
+    #[serde(flatten)]
+    pub what: T,
+}
+
+impl<T: DeserializeOwned> Recorded<T> {
+    pub(crate) fn of(event: Event) -> Result<Recorded<T>> {
+        let what = serde_json::from_str(&event.body).map_err(|error| StoreError::Damaged {
+            place: format!("ledger event {}", event.seq),
+            found: format!("no {} in it: {error}", event.kind),
+        })?;
+        Ok(Recorded { id: event.hash, seq: event.seq, at_ms: event.at_ms, actor: event.actor, what })
+    }
+}
+
+/// All events of a kind, in order.
+pub(crate) async fn recorded<T: DeserializeOwned>(
+    connection: &mut AnyConnection,
+    kind: &'static str,
+) -> Result<Vec<Recorded<T>>> {
+    sqlx::query("SELECT * FROM ledger WHERE kind = $1 ORDER BY seq")
+        .bind(kind)
+        .fetch_all(connection)
+        .await
+        .doing("read the ledger")?
+        .iter()
+        .map(|row| Recorded::of(Event::from_row(row)?))
+        .collect()
+}
+
+/// Appends what was made as an event whose body it is.
+pub(crate) async fn append_recorded<T: Serialize>(
+    connection: &mut AnyConnection,
+    kind: &'static str,
+    actor: &str,
+    what: T,
+    now_ms: i64,
+) -> Result<Recorded<T>> {
+    let body = serde_json::to_value(&what).expect("plain structs with text keys always serialise");
+    let event = append(connection, kind, actor, &body, now_ms).await?;
+    Ok(Recorded { id: event.hash, seq: event.seq, at_ms: event.at_ms, actor: event.actor, what })
 }
 
 /// Appends an event inside the caller's transaction.

@@ -48,6 +48,8 @@
 //! | votes for statistics | [`Store::judgements`], [`panel_votes`], [`Store::model_labels`] |
 //! | freeze and read datasets | [`Store::freeze`], [`Store::dataset_rows`], [`DatasetRow::label`] |
 //! | files of other tools in, trainers' rows out | [`read_import`], [`Store::import`], [`ExportRow`] |
+//! | what the gate said, who approved | [`Store::add_verdict`], [`Store::approve`], [`Store::may_release`] |
+//! | what is released where | [`Store::channel`], [`Store::add_release`], [`Store::add_rollback`] |
 //! | the ledger | [`Store::append_event`], [`Store::events`], [`Store::seal_votes`], [`Store::verify`] |
 //!
 //! **What holds.** An `Ok` from a change means that it is on the disk. Votes, texts, rubrics, decisions, datasets and events are only
@@ -79,6 +81,11 @@ mod machine;
 mod panel;
 mod vote;
 
+mod approval;
+mod document;
+mod release;
+mod verdict;
+
 mod dataset;
 mod export;
 mod import;
@@ -90,6 +97,7 @@ mod verify;
 
 pub use account::{Account, Annotator, AnnotatorKind, ApiToken, Invite, Role, Session};
 pub use answer::{Answer, Side};
+pub use approval::{Answered, Approval, Asked, ChannelRule, Grounds, Refusal};
 pub use assign::{Assignment, Kind, Next, Nothing};
 pub use calibration::{CalibrationAnswer, CalibrationItem, Standing};
 pub use content::{
@@ -98,6 +106,7 @@ pub use content::{
 };
 pub use dataset::{Dataset, DatasetRow, DatasetTexts, Freeze, Label, LabelRule, LeftOut, ModelLabels};
 pub use db::{Backend, JOBS_PER_COMMIT, Store};
+pub use document::document_hash;
 pub use error::{Result, StoreError};
 pub use export::{ExportOptions, ExportRow};
 pub use id::{content_id, hash_parts};
@@ -105,15 +114,17 @@ pub use identity::identity_leak;
 pub use import::{
     Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import,
 };
-pub use ledger::{EVENT_KINDS, Event, GENESIS};
+pub use ledger::{EVENT_KINDS, Event, GENESIS, Recorded};
 pub use machine::MachineVote;
 pub use migrate::SCHEMA_VERSION;
 pub use panel::panel_votes;
 pub use progress::Progress;
 pub use project::{NewProject, Policy, Project};
+pub use release::{ChannelState, NewRelease, Release, Rollback};
 pub use review::{Adjudication, ReviewItem};
 pub use rubric::{Axis, Example, Rubric, RubricVersion};
 pub use similar::similarity;
+pub use verdict::{EvaluationRecord, NewVerdict, Run, RunInput, Verdict};
 pub use verify::{Bad, Verification};
 pub use vote::{
     CHAIN_START, Feedback, Judgement, JudgementFilter, NewVote, REASON_BYTES_MAX, VoteRecord, Voted,

@@ -7,6 +7,7 @@
 //! | each dataset | its header and rows, chained; the hash in its `freeze` event; no dataset without event, no event without dataset |
 //! | each rubric version | its hash in its `rubric` event |
 //! | each decision, each known answer | its event |
+//! | each document (policy, evaluation, verdict, manifest, settings) | its name, which is its hash; none that an event names is missing |
 //! | the policy, the split's shares, each account's roles | the last event that set them |
 //! | each prompt, response and comparison | its name, which is a hash of what it says; a prompt's part |
 //!
@@ -16,7 +17,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::TryStreamExt;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use sqlx::AnyConnection;
 
@@ -24,6 +25,7 @@ use crate::account::Role;
 use crate::content::{self, Content, Part};
 use crate::dataset::{self, DatasetRow};
 use crate::db::{Meter, Store};
+use crate::document::document_hash;
 use crate::error::{Doing, Result};
 use crate::ledger::{Event, GENESIS};
 use crate::project;
@@ -33,7 +35,7 @@ use crate::sql::Columns;
 use crate::vote::{CHAIN_START, VoteRecord};
 
 /// A record that does not fit.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bad {
     /// Which: `ledger event 3`, `vote 17`, `dataset d, row 5`.
     pub record: String,
@@ -58,6 +60,8 @@ pub struct Verification {
     pub dataset_rows: i64,
     /// Prompts, responses and comparisons.
     pub texts: i64,
+    /// Documents that events name.
+    pub documents: i64,
     /// The first bad record of each kind of record, in the order of the table above. Empty if all is well.
     pub bad: Vec<Bad>,
 }
@@ -71,6 +75,7 @@ struct Claims {
     adjudications: BTreeMap<i64, Value>,
     calibration: BTreeMap<String, Value>,
     roles: BTreeMap<String, Value>,
+    documents: BTreeMap<String, i64>,
     init: Option<Value>,
     policy: Option<Value>,
 }
@@ -95,6 +100,7 @@ async fn verify(connection: &mut AnyConnection, head: Option<&str>, meter: &Mete
     verify_decisions(connection, &claims, &mut report).await?;
     verify_settings(connection, &claims, &mut report).await?;
     verify_texts(connection, &mut report, meter).await?;
+    verify_documents(connection, &claims, &mut report).await?;
     Ok(report)
 }
 
@@ -154,6 +160,16 @@ impl Claims {
         let Ok(body) = serde_json::from_str::<Value>(&event.body) else { return };
         let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
         let int = |key: &str| body[key].as_i64().unwrap_or_default();
+        let documents: &[&str] = match event.kind.as_str() {
+            "run" => &["manifest", "resolved"],
+            "evaluation" => &["evaluation"],
+            "verdict" => &["policy", "said"],
+            "channel" => &["policy"],
+            _ => &[],
+        };
+        for hash in documents.iter().filter_map(|key| body[*key].as_str()) {
+            self.documents.entry(hash.to_owned()).or_insert(event.seq);
+        }
         match event.kind.as_str() {
             "init" => self.init = Some(body),
             "policy" => self.policy = Some(body),
@@ -446,6 +462,35 @@ async fn verify_texts(
             let found = "its responses do not give its name".to_owned();
             bad.get_or_insert(Bad { record: format!("comparison {id}"), found });
         }
+    }
+    report.bad.extend(bad);
+    Ok(())
+}
+
+async fn verify_documents(
+    connection: &mut AnyConnection,
+    claims: &Claims,
+    report: &mut Verification,
+) -> Result<()> {
+    let mut missing = claims.documents.clone();
+    let mut bad = None;
+    let mut stream = sqlx::query("SELECT hash, kind, content FROM document ORDER BY hash").fetch(connection);
+    while let Some(row) = stream.try_next().await.doing("read documents")? {
+        report.documents += 1;
+        let hash = row.text("hash")?;
+        missing.remove(&hash);
+        if document_hash(&row.text("content")?) != hash {
+            bad.get_or_insert(Bad {
+                record: format!("{} {hash}", row.text("kind")?),
+                found: "its content does not give its hash".to_owned(),
+            });
+        }
+    }
+    if let Some((hash, event)) = missing.first_key_value() {
+        bad.get_or_insert(Bad {
+            record: format!("document {hash}"),
+            found: format!("it is missing: ledger event {event} names it"),
+        });
     }
     report.bad.extend(bad);
     Ok(())

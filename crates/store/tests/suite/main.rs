@@ -11,3 +11,4 @@ mod dataset;
 mod import;
 mod ledger;
 mod machine;
+mod release;
