@@ -249,7 +249,7 @@ Examples:
     #[command(long_about = "\
 Whether a model may be released. A policy (TOML) says what must be shown: a measure, what it is compared with, how much \
 worse still passes, how sure that must be. Measures are files that evaluations leave, each with the values of every prompt, \
-so that two models are compared prompt by prompt.
+so that two models are compared prompt by prompt. Inside a project the verdict is recorded, for `polity release`.
 
 Exits with 0 (pass), 3 (fail) or 4 (inconclusive: the data do not say, and it does not ship). docs/gate.md has the formats and \
 every method.")]
@@ -352,6 +352,9 @@ pub struct AgreementArgs {
 /// Flags of `gate`.
 #[derive(Debug, Args)]
 pub struct GateArgs {
+    /// Which project.
+    #[command(flatten)]
+    pub project: InProject,
     /// The candidate: a model directory, or the beginning of its hash
     #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath, required_unless_present_any = ["simulate", "show_policy"])]
     pub model: Option<String>,

@@ -10,7 +10,7 @@ use crate::args::Global;
 use crate::clock::unix_ms;
 use crate::error::{CommandError, CommandResult};
 use crate::output::{json_to_stdout, to_stdout};
-use crate::project::{ACTOR, DATASET_FILE, DatasetFile, ExportedFile, Project};
+use crate::project::{DATASET_FILE, DatasetFile, ExportedFile, Project};
 use crate::project_args::{ExportArgs, FileFormat, FreezeArgs, Labels};
 use crate::ui::Ui;
 
@@ -37,7 +37,7 @@ pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
     };
     // Each comparison is counted, and becomes a row.
     let comparisons = project.wait(project.store().progress())?.comparisons.values().sum::<i64>();
-    let frozen = project.store().freeze(freeze, ACTOR, unix_ms());
+    let frozen = project.store().freeze(freeze, project.actor(), unix_ms());
     let (dataset, left_out) = project.watch(ui, "freeze", 2 * comparisons as u64, frozen)?;
     for (n, why) in [
         (left_out.too_few_votes, "have fewer judgements than --votes-min"),
@@ -116,8 +116,8 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
     let text = serde_json::to_string_pretty(&said).map_err(CommandError::failed)? + "\n";
     atomic_write(args.out.join(DATASET_FILE), |out| std::io::Write::write_all(out, text.as_bytes()))?;
     let mut body = json!(said);
-    body["dir"] = place(&args.out, project.dir())?.into();
-    project.wait(project.store().append_event("export", ACTOR, body, unix_ms()))?;
+    body["dir"] = project.place(&args.out)?.into();
+    project.wait(project.store().append_event("export", project.actor(), body, unix_ms()))?;
     if global.json {
         return json_to_stdout(&said);
     }
@@ -128,16 +128,6 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
         }
         Ok(())
     })
-}
-
-/// A directory as the ledger names it: from the project's, if it is below that.
-fn place(dir: &Path, project: &Path) -> CommandResult<String> {
-    let whole = |path: &Path| {
-        path.canonicalize()
-            .map_err(|error| CommandError::failed(format!("cannot find {}: {error}", path.display())))
-    };
-    let (dir, project) = (whole(dir)?, whole(project)?);
-    Ok(dir.strip_prefix(&project).unwrap_or(&dir).to_string_lossy().into_owned())
 }
 
 fn write_part(dir: &Path, part: Part, rows: &[ExportRow], format: FileFormat) -> CommandResult<ExportedFile> {

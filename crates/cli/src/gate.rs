@@ -3,7 +3,9 @@
 //! Finds the measures, has `eval::gate` judge, prints the verdict and ends with its exit code: 0 pass, 3 fail, 4 inconclusive.
 //! `--simulate` shows how likely the policy is to pass what, with no measure or with a pilot's.
 //!
-//! Not here: any judgement; where a verdict is recorded.
+//! Inside a project the verdict becomes an event, bound to the model, the policy and the evaluations by their hashes.
+//!
+//! Not here: any judgement; what may be released on a verdict.
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,12 +16,16 @@ use polity_eval::gate::{
     Assumptions, CriterionVerdict, DEFAULT_POLICY, Decision, Models, Policy, PolicyPower, Verdict, judge,
     simulate,
 };
+use polity_store::{self as store, NewVerdict, Recorded};
 use polity_train::config::wrap;
-use polity_train::run::Input;
+use polity_train::run::{CODE_VERSION, Input};
+use serde::Serialize;
 
 use crate::args::GateArgs;
+use crate::clock::{unix_ms, utc_of};
 use crate::error::{CommandError, CommandResult, Kind};
 use crate::output::{json_to_stdout, to_stdout};
+use crate::project::Project;
 use crate::ui::Ui;
 
 /// Columns of the page.
@@ -32,8 +38,9 @@ pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
     if args.show_policy {
         return to_stdout(|out| out.write_all(DEFAULT_POLICY.as_bytes()));
     }
-    let policy = policy(args.policy.as_deref())?;
-    let evaluations = evaluations(&args.measures)?;
+    let (policy, policy_text) = policy(args.policy.as_deref())?;
+    let (files, evaluations): (Vec<PathBuf>, Vec<Evaluation>) =
+        evaluations(&args.measures)?.into_iter().unzip();
     let models = args.model.as_deref().map(|model| models(model, args, &evaluations)).transpose()?;
     if args.simulate {
         let assume = Assumptions {
@@ -54,10 +61,20 @@ pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
 
     let models = models.expect("clap asks for a model");
     let verdict = judge(&policy, &models, &evaluations)?;
+    let recorded = match Project::open_if_any(&args.project)? {
+        Some(project) => Some(record(&project, &verdict, policy_text, files.iter().zip(&evaluations))?),
+        None => {
+            ui.note("no project here: the verdict is in no ledger, and nothing can be released on it");
+            None
+        }
+    };
     if ui.json() {
-        json_to_stdout(&verdict)?;
+        json_to_stdout(&Said { verdict: &verdict, recorded: recorded.as_ref() })?;
     } else {
-        to_stdout(|out| print(out, &verdict))?;
+        to_stdout(|out| {
+            print(out, &verdict)?;
+            recorded.as_ref().map_or(Ok(()), |recorded| print_recorded(out, recorded))
+        })?;
     }
     let (kind, what) = match verdict.verdict {
         Decision::Pass => return Ok(()),
@@ -70,19 +87,69 @@ pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
     Err(verdict.reasons.iter().fold(error, |error, reason| error.hint(reason.as_str())))
 }
 
-fn policy(file: Option<&Path>) -> CommandResult<Policy> {
-    let Some(file) = file else { return Ok(Policy::parse(Path::new("the default policy"), DEFAULT_POLICY)?) };
+/// The whole answer.
+#[derive(Serialize)]
+struct Said<'v> {
+    #[serde(flatten)]
+    verdict: &'v Verdict,
+    /// The event, where there is a project.
+    recorded: Option<&'v Recorded<store::Verdict>>,
+}
+
+/// Puts the verdict into the ledger, with what it was computed from.
+fn record<'e>(
+    project: &Project,
+    verdict: &Verdict,
+    policy: String,
+    evaluations: impl Iterator<Item = (&'e PathBuf, &'e Evaluation)>,
+) -> CommandResult<Recorded<store::Verdict>> {
+    let used = evaluations.filter(|(_, evaluation)| verdict.evaluations.contains(&evaluation.key()));
+    let evaluations = used
+        .map(|(file, evaluation)| {
+            Ok((evaluation.model.clone(), evaluation.canonical(), project.place(file)?))
+        })
+        .collect::<CommandResult<_>>()?;
+    let new = NewVerdict {
+        model: verdict.candidate.clone(),
+        verdict: verdict.verdict.name().to_owned(),
+        policy_name: verdict.policy.clone(),
+        policy,
+        approvals: verdict.approvals,
+        valid_days: verdict.valid_days,
+        evaluations,
+        said: serde_json::to_string(verdict).map_err(CommandError::failed)?,
+        code_version: CODE_VERSION.to_owned(),
+    };
+    project.wait(project.store().add_verdict(new, project.actor(), unix_ms()))
+}
+
+fn print_recorded(out: &mut impl Write, recorded: &Recorded<store::Verdict>) -> io::Result<()> {
+    let until = recorded.what.expires_ms;
+    let (id, event, day) = (short(&recorded.id), recorded.seq, utc_of(until));
+    writeln!(out, "\nrecorded as verdict {id}, ledger event {event}")?;
+    match until > unix_ms() {
+        true => writeln!(out, "counts until {day}"),
+        false => writeln!(out, "does not count: its oldest evaluation expired on {day}"),
+    }
+}
+
+/// The policy, and its text.
+pub fn policy(file: Option<&Path>) -> CommandResult<(Policy, String)> {
+    let Some(file) = file else {
+        let policy = Policy::parse(Path::new("the default policy"), DEFAULT_POLICY)?;
+        return Ok((policy, DEFAULT_POLICY.to_owned()));
+    };
     let text = fs::read_to_string(file)
         .map_err(|source| polity_eval::EvalError::Read { file: file.into(), source })?;
-    Ok(Policy::parse(file, &text)?)
+    Ok((Policy::parse(file, &text)?, text))
 }
 
 /// Every file named, and every `.json` in a directory named, in the order of their names.
-fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<Evaluation>> {
+fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<(PathBuf, Evaluation)>> {
     let mut found = Vec::new();
     for path in paths {
         if !path.is_dir() {
-            found.push(Evaluation::read(path)?);
+            found.push((path.clone(), Evaluation::read(path)?));
             continue;
         }
         let read = |source| polity_eval::EvalError::Read { file: path.clone(), source };
@@ -98,7 +165,8 @@ fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<Evaluation>> {
             .hint("name a file of measures, or a directory with some"));
         }
         for file in files {
-            found.push(Evaluation::read(&file)?);
+            let evaluation = Evaluation::read(&file)?;
+            found.push((file, evaluation));
         }
     }
     Ok(found)

@@ -7,7 +7,7 @@ use crate::args::Global;
 use crate::clock::unix_ms;
 use crate::error::{CommandError, CommandResult};
 use crate::output::{json_to_stdout, to_stdout};
-use crate::project::{ACTOR, Project};
+use crate::project::Project;
 use crate::project_args::{ImportArgs, ImportVerb};
 use crate::ui::{Ui, plural};
 
@@ -40,7 +40,7 @@ pub fn run(verb: &ImportVerb, global: &Global, ui: &Ui) -> CommandResult {
     let imported = match args.dry_run {
         true => None,
         false => {
-            let import = project.store().import(parsed.clone(), ACTOR, unix_ms());
+            let import = project.store().import(parsed.clone(), project.actor(), unix_ms());
             Some(project.watch(ui, "import", rows as u64, import)?)
         }
     };

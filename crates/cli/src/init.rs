@@ -2,18 +2,18 @@
 
 use std::path::Path;
 
-use polity_store::{NewProject, Policy, Rubric, Store};
+use polity_store::{NOBODY, NewProject, Policy, Rubric, Store};
 
 use crate::args::Global;
 use crate::clock::unix_ms;
 use crate::error::{CommandError, CommandResult};
 use crate::output::json_to_stdout;
-use crate::project::{self, ACTOR, PROJECT_FILE, ProjectFile};
+use crate::project::{self, PROJECT_FILE, ProjectFile};
 use crate::project_args::InitArgs;
 use crate::ui::Ui;
 
 /// Folders that other verbs put things in.
-const FOLDERS: [&str; 2] = ["runs", "datasets"];
+const FOLDERS: [&str; 3] = ["runs", "datasets", "releases"];
 
 /// Runs the verb.
 pub fn run(args: &InitArgs, global: &Global, ui: &Ui) -> CommandResult {
@@ -43,7 +43,7 @@ pub fn run(args: &InitArgs, global: &Global, ui: &Ui) -> CommandResult {
     let location = project::location(&args.dir, &args.store);
     let runtime = project::runtime()?;
     runtime.block_on(async {
-        let store = Store::create(&location, seed, project, ACTOR, unix_ms()).await?;
+        let store = Store::create(&location, seed, project, NOBODY, unix_ms()).await?;
         store.close().await;
         Ok::<_, polity_store::StoreError>(())
     })?;

@@ -5,6 +5,8 @@
 //! store = "store.db"       # below the directory, or postgres://USER@HOST/DATABASE
 //! ```
 //!
+//! Who acts is the account whose API token is in `POLITY_TOKEN`, for the ledger's records and where a release asks for different people.
+//!
 //! A password belongs into `PGPASSWORD` or `~/.pgpass`, which PostgreSQL's clients read, not into the file. Training works without a project;
 //! inside one, a run is an event in the ledger, and data that was exported from a dataset is known by its hash.
 //!
@@ -15,8 +17,8 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use polity_store::Store;
-use polity_train::run::{FrozenDataset, Input, Manifest};
+use polity_store::{NOBODY, Run, RunInput, Store};
+use polity_train::run::{FrozenDataset, Input, Manifest, names};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio::runtime::Runtime;
@@ -32,8 +34,8 @@ pub const PROJECT_FILE: &str = "polity.toml";
 pub const DATASET_FILE: &str = "dataset.json";
 /// Time between two looks at work that is watched.
 const WATCH_EVERY: Duration = Duration::from_millis(200);
-/// Who acts, for the ledger.
-pub const ACTOR: &str = "cli";
+/// What names the account that acts: one of its API tokens.
+const TOKEN_VARIABLE: &str = "POLITY_TOKEN";
 
 /// `polity.toml`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -50,9 +52,18 @@ pub struct Project {
     dir: PathBuf,
     runtime: Runtime,
     store: Store,
+    actor: String,
 }
 
 impl Project {
+    /// As [`open`](Project::open), but nothing where no project is named and there is none above the working directory.
+    pub fn open_if_any(which: &InProject) -> CommandResult<Option<Project>> {
+        match which.project.is_none() && find(Path::new(".")).is_none() {
+            true => Ok(None),
+            false => Project::open(which).map(Some),
+        }
+    }
+
     /// Opens the project that the flags name, or the nearest one above the working directory.
     pub fn open(which: &InProject) -> CommandResult<Project> {
         let dir = match &which.project {
@@ -77,7 +88,34 @@ impl Project {
             .map_err(|error| CommandError::bad_input(format!("{}: {error}", file.display())))?;
         let runtime = runtime()?;
         let store = runtime.block_on(Store::open(&location(&dir, &project.store), seed()?, unix_ms()))?;
-        Ok(Project { dir, runtime, store })
+        let actor = match std::env::var(TOKEN_VARIABLE) {
+            Ok(secret) if !secret.is_empty() => {
+                let account = runtime.block_on(store.token_account(secret.trim(), unix_ms()));
+                account.map(|account| account.id).map_err(|error| {
+                    runtime.block_on(store.close());
+                    CommandError::from(error).hint(format!(
+                        "{TOKEN_VARIABLE} names who you are by an API token; `polity account token NAME` makes one"
+                    ))
+                })?
+            }
+            _ => NOBODY.to_owned(),
+        };
+        Ok(Project { dir, runtime, store, actor })
+    }
+
+    /// Who acts, for the ledger: an account's id, or [`NOBODY`].
+    pub fn actor(&self) -> &str {
+        &self.actor
+    }
+
+    /// A path as the ledger names it: from the project's directory, if it is below that.
+    pub fn place(&self, path: &Path) -> CommandResult<String> {
+        let whole = |path: &Path| {
+            path.canonicalize()
+                .map_err(|error| CommandError::failed(format!("cannot find {}: {error}", path.display())))
+        };
+        let (path, project) = (whole(path)?, whole(&self.dir)?);
+        Ok(path.strip_prefix(&project).unwrap_or(&path).to_string_lossy().into_owned())
     }
 
     /// Its directory.
@@ -207,20 +245,53 @@ pub fn dataset_of(input: &Input) -> Option<FrozenDataset> {
     known.then_some(FrozenDataset { name: said.dataset, hash: said.hash })
 }
 
-/// Notes a run in the ledger of the project that it is in, if it is in one. A ledger that cannot be written stops no run.
+/// Notes in the ledger of the project that a run is in, if it is in one, that it has begun. A ledger that cannot be written stops no run.
 pub fn record_run(out: &Path, manifest: &Manifest, ui: &Ui) {
-    let Some(dir) = find(out) else { return };
-    let inputs: Vec<_> = manifest
-        .inputs
-        .iter()
-        .map(|input| json!({"role": input.role, "blake3": input.blake3, "dataset": input.dataset}))
-        .collect();
-    let body = json!({
-        "run": out, "stage": manifest.stage, "settings": manifest.config_blake3, "seed": manifest.seed, "inputs": inputs,
+    record(out, ui, |project| {
+        let body = json!(run_of(project, out, manifest)?);
+        project.wait(project.store().append_event("run", project.actor(), body, unix_ms())).map(|_| ())
     });
-    let noted = Project::at(dir)
-        .and_then(|project| project.wait(project.store().append_event("run", ACTOR, body, unix_ms())));
-    if let Err(error) = noted {
+}
+
+/// The same when it has ended: which model it made, with its manifest and settings.
+pub fn record_run_end(out: &Path, manifest: &Manifest, ui: &Ui) {
+    record(out, ui, |project| {
+        let model = Input::hash("model", &out.join(names::MODEL))?.blake3;
+        let run = Run { model: Some(model), ..run_of(project, out, manifest)? };
+        let text = |name: &str| {
+            let file = out.join(name);
+            std::fs::read_to_string(&file)
+                .map_err(|error| CommandError::failed(format!("cannot read {}: {error}", file.display())))
+        };
+        let (manifest, resolved) = (text(names::MANIFEST)?, text(names::RESOLVED)?);
+        project.wait(project.store().add_run(run, manifest, resolved, project.actor(), unix_ms())).map(|_| ())
+    });
+}
+
+fn record(out: &Path, ui: &Ui, note: impl FnOnce(&Project) -> CommandResult) {
+    let Some(dir) = find(out) else { return };
+    if let Err(error) = Project::at(dir).and_then(|project| note(&project)) {
         ui.warn(&format!("the run is not in the project's ledger: {error}"));
     }
+}
+
+fn run_of(project: &Project, out: &Path, manifest: &Manifest) -> CommandResult<Run> {
+    let input = |input: &Input| {
+        Ok(RunInput {
+            role: input.role.clone(),
+            path: project.place(&input.path)?,
+            blake3: input.blake3.clone(),
+            dataset: input.dataset.as_ref().map(|dataset| json!(dataset)),
+        })
+    };
+    Ok(Run {
+        run: project.place(out)?,
+        stage: manifest.stage.clone(),
+        settings: manifest.config_blake3.clone(),
+        seed: manifest.seed,
+        inputs: manifest.inputs.iter().map(input).collect::<CommandResult<_>>()?,
+        model: None,
+        manifest: None,
+        resolved: None,
+    })
 }

@@ -24,7 +24,7 @@ use crate::generate::{Done, Meter, each_response, response_text, warn_if_cut};
 use crate::input;
 use crate::model::Loaded;
 use crate::output::{json_to_stdout, to_stdout};
-use crate::project::{ACTOR, Project};
+use crate::project::Project;
 use crate::project_args::SampleArgs;
 use crate::settings::{Read, Settings, Uses};
 use crate::ui::Ui;
@@ -67,7 +67,7 @@ pub fn run(args: &SampleArgs, global: &Global, ui: &Ui) -> CommandResult {
         "models": models, "prompts": prompts.len(), "per_prompt": args.per_prompt, "responses": responses,
         "comparisons": comparisons, "left_out_alike": alike, "settings": args.sets, "seed": seed,
     });
-    let added = project.wait(project.store().add_sampled(material, body, ACTOR, unix_ms()))?;
+    let added = project.wait(project.store().add_sampled(material, body, project.actor(), unix_ms()))?;
     if alike > 0 {
         ui.note(&format!("{alike} candidates were nearly the same as another and were left out"));
     }
@@ -116,7 +116,7 @@ fn prompts(args: &SampleArgs, project: &Project) -> CommandResult<(Vec<Prompt>, 
         }
         let ids: Vec<String> =
             parsed.material.prompts.iter().map(|p| polity_store::prompt_id(&p.content)).collect();
-        project.wait(store.import(parsed, ACTOR, unix_ms()))?;
+        project.wait(store.import(parsed, project.actor(), unix_ms()))?;
         for id in ids {
             prompts.push(project.wait(store.prompt(&id))?);
         }

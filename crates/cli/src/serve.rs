@@ -7,7 +7,7 @@
 use std::io::Write;
 use std::sync::{Arc, Mutex};
 
-use polity_store::{Role, Store};
+use polity_store::{NOBODY, Role, Store};
 use polity_web::{App, Options, WebError};
 use serde_json::json;
 use tokio::net::TcpListener;
@@ -17,7 +17,7 @@ use crate::args::Global;
 use crate::clock::{now_utc, unix_ms};
 use crate::error::{CommandError, CommandResult};
 use crate::output::to_stdout;
-use crate::project::{self, ACTOR, Project};
+use crate::project::{self, Project};
 use crate::project_args::ServeArgs;
 use crate::ui::Ui;
 
@@ -90,5 +90,5 @@ async fn first_invite(store: &Store) -> CommandResult<Option<String>> {
     }
     let now_ms = unix_ms();
     let roles = [Role::Admin].into();
-    Ok(Some(store.add_invite(roles, "first administrator", ACTOR, now_ms + FIRST_INVITE_MS, now_ms).await?))
+    Ok(Some(store.add_invite(roles, "first administrator", NOBODY, now_ms + FIRST_INVITE_MS, now_ms).await?))
 }

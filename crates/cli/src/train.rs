@@ -512,6 +512,7 @@ fn finish(
             adapter.save(run.out().join(names::ADAPTER))?;
         }
         run.finish(&now_utc())?;
+        project::record_run_end(run.out(), run.manifest(), ui);
     }
     report::write(run, &extra)?;
     let page = run.out().join(names::REPORT);

@@ -190,10 +190,16 @@ impl Evaluation {
     /// Hash of model, suite and settings.
     pub fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
-        for part in [self.model.as_str(), &self.suite, &canonical(&self.settings)] {
+        let settings = sorted(&Value::Object(self.settings.clone())).to_string();
+        for part in [self.model.as_str(), &self.suite, &settings] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         hasher.finalize().to_hex().to_string()
+    }
+
+    /// All of it as JSON with sorted keys and without spaces: the same text however the file was written, so its hash names the evaluation.
+    pub fn canonical(&self) -> String {
+        sorted(&serde_json::to_value(self).expect("numbers and texts are JSON")).to_string()
     }
 
     /// The measure with this name and category.
@@ -231,18 +237,15 @@ impl Evaluation {
     }
 }
 
-/// JSON with sorted keys, so that the order in which settings were written is no setting.
-fn canonical(settings: &Map<String, Value>) -> String {
-    fn sorted(value: &Value) -> Value {
-        match value {
-            Value::Object(map) => {
-                let mut keys: Vec<&String> = map.keys().collect();
-                keys.sort();
-                Value::Object(keys.into_iter().map(|key| (key.clone(), sorted(&map[key]))).collect())
-            }
-            Value::Array(list) => Value::Array(list.iter().map(sorted).collect()),
-            other => other.clone(),
+/// With sorted keys, so that the order in which they were written says nothing.
+fn sorted(value: &Value) -> Value {
+    match value {
+        Value::Object(map) => {
+            let mut keys: Vec<&String> = map.keys().collect();
+            keys.sort();
+            Value::Object(keys.into_iter().map(|key| (key.clone(), sorted(&map[key]))).collect())
         }
+        Value::Array(list) => Value::Array(list.iter().map(sorted).collect()),
+        other => other.clone(),
     }
-    sorted(&Value::Object(settings.clone())).to_string()
 }

@@ -21,12 +21,9 @@ use crate::account::{self, Role};
 use crate::db::Store;
 use crate::document;
 use crate::error::{Result, StoreError};
-use crate::ledger::{self, Recorded};
+use crate::ledger::{self, NOBODY, Recorded};
 use crate::verdict::{self, Verdict};
 use crate::verify::Bad;
-
-/// Who acts where nobody has said who they are.
-const NOBODY: &str = "cli";
 
 /// What a channel asks for beyond what every release needs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

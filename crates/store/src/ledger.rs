@@ -23,6 +23,9 @@ use crate::error::{Doing, Result, StoreError};
 use crate::id::hash_parts;
 use crate::sql::Columns;
 
+/// The actor of an event where nobody has said who they are.
+pub const NOBODY: &str = "cli";
+
 /// `prev` of the first event.
 pub const GENESIS: &str = "0000000000000000000000000000000000000000000000000000000000000000";
 

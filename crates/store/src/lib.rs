@@ -114,7 +114,7 @@ pub use identity::identity_leak;
 pub use import::{
     Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import,
 };
-pub use ledger::{EVENT_KINDS, Event, GENESIS, Recorded};
+pub use ledger::{EVENT_KINDS, Event, GENESIS, NOBODY, Recorded};
 pub use machine::MachineVote;
 pub use migrate::SCHEMA_VERSION;
 pub use panel::panel_votes;

@@ -34,8 +34,8 @@ pub struct Release {
     pub model: String,
     /// The released model's directory, from the project's.
     pub dir: String,
-    /// BLAKE3 of its model card, `README.md`.
-    pub card: String,
+    /// BLAKE3 of each file in it, by name; the model card, `README.md`, is one.
+    pub files: BTreeMap<String, String>,
     /// Id of the verdict it rests on.
     pub verdict: String,
     /// Ids of the approvals.
@@ -81,8 +81,8 @@ pub struct NewRelease {
     pub release: String,
     /// Its directory, from the project's.
     pub dir: String,
-    /// BLAKE3 of its model card.
-    pub card: String,
+    /// BLAKE3 of each file in it, by name.
+    pub files: BTreeMap<String, String>,
     /// Share of requests, for a canary.
     pub canary_share: Option<f64>,
 }
@@ -261,7 +261,7 @@ async fn add_release(
         channel: new.asked.channel,
         model: new.asked.model,
         dir: new.dir,
-        card: new.card,
+        files: new.files,
         verdict: grounds.verdict.id,
         approvals: grounds.approvals.into_iter().map(|approval| approval.id).collect(),
         canary_share: new.canary_share,

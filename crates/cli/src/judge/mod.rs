@@ -24,7 +24,7 @@ use crate::clock::unix_ms;
 use crate::error::{CommandError, CommandResult};
 use crate::host::Interrupts;
 use crate::output::json_to_stdout;
-use crate::project::{ACTOR, Project};
+use crate::project::Project;
 use crate::project_args::JudgeArgs;
 use crate::ui::{Ui, Work, plural};
 use client::{AskError, Client, Endpoint};
@@ -126,7 +126,7 @@ pub fn run(args: &JudgeArgs, global: &Global, ui: &Ui) -> CommandResult {
         bench.state.into_inner().expect("no worker panics");
     let failed = fatal.or_else(|| refused.filter(|_| summary.judged == 0).map(failed));
     ui.end_progress();
-    project.wait(store.seal_votes(ACTOR, unix_ms()))?;
+    project.wait(store.seal_votes(project.actor(), unix_ms()))?;
     (summary.requests, summary.tokens) = (client.requests(), client.spent_tokens());
     if !global.json {
         tell(&summary, ui);

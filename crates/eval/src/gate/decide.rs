@@ -58,6 +58,8 @@ pub struct Verdict {
     pub policy_hash: String,
     /// Days for which it counts.
     pub valid_days: u32,
+    /// People who must approve a release on it.
+    pub approvals: u32,
     /// Hash of the candidate.
     pub candidate: String,
     /// Hash of the baseline, if there is one.
@@ -177,6 +179,7 @@ pub fn judge(policy: &Policy, models: &Models, evaluations: &[Evaluation]) -> Re
         policy: policy.name.clone(),
         policy_hash: policy.hash.clone(),
         valid_days: policy.valid_days,
+        approvals: policy.approvals,
         candidate: models.candidate.clone(),
         baseline: models.baseline.clone(),
         last_release: models.last_release.clone(),

@@ -5,6 +5,7 @@
 //! confidence = 0.95            # of each one-sided decision
 //! power = 0.8                  # of the smallest detectable effect
 //! valid_days = 14              # how long a verdict may be released on
+//! approvals = 2                # people who must approve a release, besides who trained or releases it; 0 if left out
 //!
 //! [[criterion]]
 //! id = "better"
@@ -46,6 +47,8 @@ pub struct Policy {
     pub power: f64,
     /// Days for which a verdict counts.
     pub valid_days: u32,
+    /// People who must approve a release.
+    pub approvals: u32,
     /// At least one of them blocking.
     pub criteria: Vec<Criterion>,
 }
@@ -118,6 +121,7 @@ struct RawPolicy {
     confidence: Option<Spanned<f64>>,
     power: Option<Spanned<f64>>,
     valid_days: Option<Spanned<u32>>,
+    approvals: Option<u32>,
     mode: Option<Mode>,
     criterion: Spanned<Vec<Spanned<RawCriterion>>>,
 }
@@ -183,6 +187,7 @@ impl Policy {
             hash: blake3::hash(text.as_bytes()).to_hex().to_string(),
             power,
             valid_days,
+            approvals: raw.approvals.unwrap_or(0),
             criteria,
         })
     }

@@ -38,7 +38,7 @@ async fn release(
         asked: asked(model),
         dir: format!("releases/{release}"),
         release,
-        card: "card".into(),
+        files: Default::default(),
         canary_share: share,
     };
     store.add_release(new, actor, now).await.unwrap()
@@ -158,7 +158,7 @@ on_each! {
         };
         let some = |model: &str| Some(model.to_owned());
         assert_eq!(served(&store).await, (None, None));
-        let new = NewRelease { asked: asked("m1"), dir: "d".into(), release: "production-1".into(), card: "c".into(), canary_share: Some(0.1) };
+        let new = NewRelease { asked: asked("m1"), dir: "d".into(), release: "production-1".into(), files: Default::default(), canary_share: Some(0.1) };
         assert!(store.add_release(new, "cli", T0).await.unwrap_err().to_string().contains("release without a share first"));
         release(&store, "m1", None, "cli", T0).await.unwrap();
         release(&store, "m2", Some(0.1), "cli", T0).await.unwrap();
@@ -184,9 +184,9 @@ on_each! {
         release(&store, "m4", None, "cli", T0).await.unwrap();
         let given_up = |name: &str, event: i64| (name.to_owned(), Some(format!("it was rolled back from in ledger event {event}")));
         assert_eq!(reasons().await[1..], [given_up("production-4", event), ("production-3".into(), None), canary, ("production-1".into(), None)]);
-        let share = NewRelease { asked: asked("m4"), dir: "d".into(), release: "x".into(), card: "c".into(), canary_share: Some(1.0) };
+        let share = NewRelease { asked: asked("m4"), dir: "d".into(), release: "x".into(), files: Default::default(), canary_share: Some(1.0) };
         assert!(store.add_release(share, "cli", T0).await.is_err());
-        let taken = NewRelease { asked: asked("m4"), dir: "d".into(), release: "production-1".into(), card: "c".into(), canary_share: None };
+        let taken = NewRelease { asked: asked("m4"), dir: "d".into(), release: "production-1".into(), files: Default::default(), canary_share: None };
         assert!(store.add_release(taken, "cli", T0).await.unwrap_err().to_string().contains("at the same moment"));
         assert_eq!(store.channels().await.unwrap().len(), 1);
         assert_eq!(store.verify(None).await.unwrap().bad, []);
