@@ -17,6 +17,9 @@ use crate::error::CommandResult;
 use crate::project_args::{
     ExportArgs, FreezeArgs, ImportVerb, InProject, InitArgs, LedgerVerb, PanelVerb, SampleArgs, ServeArgs,
 };
+use crate::release_args::{
+    AccountVerb, ApproveArgs, ChannelArgs, DiffArgs, LineageArgs, ReleaseArgs, ReleasesArgs, RollbackArgs,
+};
 use crate::settings::{self, Uses};
 use crate::ui::ColorChoice;
 
@@ -262,6 +265,75 @@ Examples:
   polity gate --policy policy.toml --simulate --prompts 400
   polity gate --show-policy > policy.toml")]
     Gate(GateArgs),
+
+    /// Release a model to a channel: needs a passing verdict and the approvals that its policy asks for
+    #[command(long_about = "\
+Release a model to a channel. It needs the newest verdict on this very model, which must pass and not have expired, and as many \
+approvals as the verdict's policy asks for, by different people who neither trained the model nor release it (POLITY_TOKEN says \
+who that is). Every link behind it is checked, the model is copied to the project's releases/ with a model card made from the \
+record, and the release is an event in the ledger. Whatever is refused is one too.
+
+Exits with 3 or 4 if the gate's verdict is fail or inconclusive, or there is none that counts. docs/release.md has the whole way.")]
+    #[command(after_long_help = "\
+Examples:
+  polity release runs/ppo/model --channel production
+  polity release runs/ppo/model --channel production --canary-share 0.05
+  polity release production-2 --channel production     the canary, to everyone")]
+    Release(ReleaseArgs),
+
+    /// Approve the release of a model to a channel, as the person whose token is in POLITY_TOKEN
+    #[command(after_long_help = "\
+Examples:
+  polity approve runs/ppo/model --channel production
+  polity approve 3f9a1c --channel production --verdict 77ab02")]
+    Approve(ApproveArgs),
+
+    /// Go back to a channel's last good release; its evidence is checked again
+    #[command(long_about = "\
+Go back to a channel's last good release: the newest before the current one that was not given up before, whose directory has the bytes \
+that were released and whose evidence holds. If a canary is out, it ends, and everyone gets what the others had. What was skipped is \
+said, with the reason, and recorded.")]
+    #[command(after_long_help = "\
+Examples:
+  polity rollback --channel production
+  polity rollback --channel production --to production-3")]
+    Rollback(RollbackArgs),
+
+    /// What is released where
+    #[command(after_long_help = "\
+Examples:
+  polity releases
+  polity releases --json | jq '.[].stable.dir'")]
+    Releases(ReleasesArgs),
+
+    /// Ask for a policy on a channel: no verdict under another one counts there
+    #[command(after_long_help = "\
+Examples:
+  polity channel production --policy policy.toml")]
+    Channel(ChannelArgs),
+
+    /// The chain from votes to a release or a model, with every hash checked
+    #[command(long_about = "\
+The chain from votes to a release or a model: dataset, runs, reward model, evaluations, verdict, approvals, release. Each link is \
+checked against its hash; a verdict is judged again. Exits with 1 if one is not what it was, and names it.")]
+    #[command(after_long_help = "\
+Examples:
+  polity lineage production-1
+  polity lineage runs/ppo/model --svg lineage.svg
+  polity lineage production-1 --html lineage.html --json | jq .verified")]
+    Lineage(LineageArgs),
+
+    /// Two releases or models side by side: data, settings, measures, responses
+    #[command(after_long_help = "\
+Examples:
+  polity diff production-1 production-2
+  polity diff production-1 runs/ppo/model --prompts prompts.jsonl
+  polity diff production-1 production-2 --json | jq .settings")]
+    Diff(DiffArgs),
+
+    /// People who act from the command line: make accounts and tokens
+    #[command(subcommand, arg_required_else_help = true)]
+    Account(AccountVerb),
 
     /// Measure how fast this machine trains or generates; prints JSON
     #[command(subcommand, arg_required_else_help = true)]

@@ -5,8 +5,8 @@
 //! | 0 | | done |
 //! | 1 | [`Kind::Failed`] | the machine, the training or polity itself failed |
 //! | 2 | [`Kind::BadInput`] | a file, a row, a setting or the usage is wrong: what to change is in the message |
-//! | 3 | [`Kind::GateFailed`] | a gate's verdict |
-//! | 4 | [`Kind::Inconclusive`] | a gate's verdict |
+//! | 3 | [`Kind::GateFailed`] | a gate's verdict, and a release that is refused because of it |
+//! | 4 | [`Kind::Inconclusive`] | the same, and a release without a verdict that still counts |
 //! | 130 | [`Kind::Interrupted`] | stopped by Ctrl-C or a signal |
 //!
 //! A message says where, what was found and what was expected; the hints say what to do. The crates below give both;
@@ -19,7 +19,7 @@ use std::io;
 use polity_eval::EvalError;
 use polity_lm::LmError;
 use polity_rows::RowsError;
-use polity_store::StoreError;
+use polity_store::{Refusal, StoreError};
 use polity_train::TrainError;
 
 /// Result of a command.
@@ -94,6 +94,50 @@ impl CommandError {
     /// Someone stopped it.
     pub fn interrupted(what: impl Into<String>) -> Self {
         Self::new(Kind::Interrupted, what.into())
+    }
+
+    /// Something that a release needs is missing. What the gate has said keeps the gate's exit codes: 3 for a model that fails, 4 for one of which
+    /// nothing is shown (any more); 2 where other words would help, 1 where something else must happen first.
+    pub fn from_refusal(what: &str, refusal: &Refusal) -> Self {
+        let (kind, hint) = match refusal {
+            Refusal::NotPassed { said, .. } | Refusal::Overridden { said, .. } if said == "fail" => (
+                Kind::GateFailed,
+                "it may not be released; what failed is in `polity lineage` and the gate's page",
+            ),
+            Refusal::NotPassed { .. } => {
+                (Kind::Inconclusive, "measure more, and judge again with polity gate")
+            }
+            Refusal::Overridden { said, .. } if said == "inconclusive" => {
+                (Kind::Inconclusive, "measure more, and judge again with polity gate")
+            }
+            Refusal::Overridden { .. } => (Kind::BadInput, "leave --verdict out: the newest verdict counts"),
+            Refusal::NoVerdict { .. } => (
+                Kind::Inconclusive,
+                "polity gate MODEL --policy FILE --measures FILES judges it, inside the project",
+            ),
+            Refusal::Expired { .. } => (
+                Kind::Inconclusive,
+                "measure again: evidence counts for the policy's valid_days from when it was recorded",
+            ),
+            Refusal::OtherModel { .. } => (Kind::BadInput, "leave --verdict out, or name one on this model"),
+            Refusal::OtherPolicy { .. } => {
+                (Kind::BadInput, "judge it under the channel's policy; `polity channel` sets another one")
+            }
+            Refusal::UnknownReleaser { .. } => (
+                Kind::Failed,
+                "put an API token of yours into POLITY_TOKEN; `polity account token NAME` makes one",
+            ),
+            Refusal::Approvals { .. } => (
+                Kind::Failed,
+                "polity approve MODEL --channel NAME, by people who neither trained nor release it",
+            ),
+            Refusal::Approver { .. } => (Kind::Failed, "it takes another person with the role approver"),
+            Refusal::Evidence { .. } => {
+                (Kind::Failed, "polity ledger verify and polity lineage say what holds")
+            }
+            Refusal::NoGoodRelease { .. } => (Kind::Failed, "release a model that is good"),
+        };
+        Self::new(kind, format!("{what} refused, and recorded: {refusal}")).hint(hint)
     }
 
     /// A gate's answer.

@@ -5,8 +5,8 @@
 //!
 //! Not here: what stopping means to a command (the command's), the exit code of a stopped one (`error`).
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use polity_train::metrics::{EVAL_PREFIX, Metrics, Stage};
@@ -29,9 +29,13 @@ struct State {
 }
 
 impl Interrupts {
-    /// Begins to listen. `first` is said at the first request: what happens now, and that another one stops at once.
-    /// At most once in a process.
+    /// Begins to listen. `first` is said at the first request: what happens now, and that another one stops at once. A process listens
+    /// once: whoever asks again, to answer with a second model say, hears of the same requests.
     pub fn install(ui: &Ui, first: &'static str) -> CommandResult<Self> {
+        static LISTENING: OnceLock<Arc<State>> = OnceLock::new();
+        if let Some(state) = LISTENING.get() {
+            return Ok(Self { state: Arc::clone(state) });
+        }
         let state = Arc::new(State::default());
         let (heard, ui) = (Arc::clone(&state), ui.clone());
         ctrlc::set_handler(move || {
@@ -45,7 +49,7 @@ impl Interrupts {
             }
         })
         .map_err(|error| CommandError::failed(format!("cannot listen for Ctrl-C: {error}")))?;
-        Ok(Self { state })
+        Ok(Self { state: Arc::clone(LISTENING.get_or_init(|| state)) })
     }
 
     /// Whether to stop.

@@ -11,9 +11,11 @@ use serde_json::{Value, json};
 
 use crate::args::Global;
 use crate::error::{CommandError, CommandResult};
+use crate::lineage::{evaluation_file, released_files};
 use crate::output::{json_to_stdout, to_stdout};
 use crate::project::{DATASET_FILE, DatasetFile, Project};
 use crate::project_args::LedgerVerb;
+use crate::record::{Record, model_place};
 use crate::ui::Ui;
 
 /// Events fetched at a time.
@@ -58,11 +60,17 @@ fn print(out: &mut impl Write, event: &Event, json: bool) -> std::io::Result<()>
     writeln!(out, "{line}")
 }
 
-/// What was verified, and which exported files are no longer where they were written.
+/// What was verified, and which files are no longer where they were written.
 #[derive(Serialize)]
 struct Verified {
     #[serde(flatten)]
     store: Verification,
+    /// Released directories that are there.
+    releases: usize,
+    /// Models of runs that are there.
+    models: usize,
+    /// Releases that are not served any more and not there, and models of runs that are not there.
+    models_gone: Vec<PathBuf>,
     /// Exported files that are there.
     exported_files: usize,
     /// Those that are not: moved, renamed or removed.
@@ -73,9 +81,20 @@ fn verify(project: &Project, head: Option<&str>, global: &Global, ui: &Ui) -> Co
     let there = project.wait(project.store().progress())?;
     let rows = there.votes + there.prompts + there.responses;
     let store = project.watch(ui, "verify", rows as u64, project.store().verify(head))?;
-    let mut found = Verified { store, exported_files: 0, exported_files_gone: Vec::new() };
+    let mut found = Verified {
+        store,
+        releases: 0,
+        models: 0,
+        models_gone: Vec::new(),
+        exported_files: 0,
+        exported_files_gone: Vec::new(),
+    };
     verify_exports(project, &mut found)?;
-    let Verified { store, exported_files, exported_files_gone } = &found;
+    match Record::read(project) {
+        Ok(record) => verify_models(project, &record, &mut found)?,
+        Err(error) => found.store.bad.push(Bad { record: "the ledger".into(), found: error.to_string() }),
+    }
+    let Verified { store, releases, models, models_gone, exported_files, exported_files_gone } = &found;
     if global.json {
         json_to_stdout(&found)?;
     } else {
@@ -85,6 +104,9 @@ fn verify(project: &Project, head: Option<&str>, global: &Global, ui: &Ui) -> Co
             writeln!(out, "votes         {} ({} sealed)", store.votes, store.votes_sealed)?;
             writeln!(out, "datasets      {} ({} rows)", store.datasets, store.dataset_rows)?;
             writeln!(out, "texts         {}", store.texts)?;
+            writeln!(out, "documents     {}", store.documents)?;
+            writeln!(out, "releases      {releases}")?;
+            writeln!(out, "models        {models} of runs ({} gone)", models_gone.len())?;
             writeln!(out, "exports       {exported_files} files ({} gone)", exported_files_gone.len())
         })?;
     }
@@ -100,6 +122,61 @@ fn verify(project: &Project, head: Option<&str>, global: &Global, ui: &Ui) -> Co
         error = error.hint(format!("also {}: {}", bad.record, bad.found));
     }
     Err(error)
+}
+
+/// Released directories and models of runs must have the files that their events say, and evaluations say what was judged, as far as they
+/// are there. What is served must be there.
+fn verify_models(project: &Project, record: &Record, found: &mut Verified) -> CommandResult {
+    let mut bad = |kind: &str, name: &str, what: String| {
+        found.store.bad.push(Bad { record: format!("{kind} {name}"), found: what });
+    };
+    for state in &record.channels {
+        let served: Vec<&str> = [&state.stable, &state.canary]
+            .into_iter()
+            .flatten()
+            .map(|release| release.what.release.as_str())
+            .collect();
+        for release in &state.releases {
+            let (name, dir) = (release.what.release.as_str(), project.dir().join(&release.what.dir));
+            if !dir.is_dir() && !served.contains(&name) {
+                found.models_gone.push(dir);
+                continue;
+            }
+            found.releases += 1;
+            let wrong = released_files(&dir, &release.what.files);
+            if !wrong.is_empty() {
+                let (wrong, event) = (wrong.join(", "), release.seq);
+                bad("release", name, format!("{wrong}: not what ledger event {event} says was released"));
+            }
+        }
+    }
+    let runs = record.runs.iter().filter_map(|run| {
+        let model = run.what.model.as_deref()?;
+        Some((model_place(&run.what), (run.seq, model)))
+    });
+    // The last run in a place holds.
+    for (place, (event, model)) in runs.collect::<BTreeMap<_, _>>() {
+        let dir = project.dir().join(&place);
+        if !dir.is_dir() {
+            found.models_gone.push(dir);
+            continue;
+        }
+        found.models += 1;
+        if Input::hash("model", &dir)?.blake3 != model {
+            bad(
+                "model",
+                &place,
+                format!("it was changed: it is not what ledger event {event} says the run made"),
+            );
+        }
+    }
+    let files = record.evaluations.iter().map(|known| (&known.what.file, &known.what.evaluation));
+    for (file, hash) in files.collect::<BTreeMap<_, _>>() {
+        if let Some(wrong) = evaluation_file(&project.dir().join(file), hash) {
+            bad("evaluation", file, wrong);
+        }
+    }
+    Ok(())
 }
 
 /// What an export wrote.

@@ -6,15 +6,19 @@
 //!
 //! Only this crate reads the environment, the clock and the terminal. Not here: arithmetic, formats, training.
 
+mod account;
 mod agreement;
 mod args;
 mod bench;
+mod card;
 mod chat;
 mod clock;
 mod demo;
 mod demo_report;
+mod diff;
 mod doctor;
 mod error;
+mod export;
 mod freeze;
 mod gate;
 mod generate;
@@ -25,6 +29,8 @@ mod init;
 mod input;
 mod judge;
 mod ledger;
+mod lineage;
+mod lineage_view;
 mod machine;
 mod measure;
 mod model;
@@ -32,6 +38,9 @@ mod output;
 mod panel;
 mod project;
 mod project_args;
+mod record;
+mod release;
+mod release_args;
 mod sample;
 mod serve;
 mod settings;
@@ -83,6 +92,14 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Chat(args) => chat::run(&args, &global, ui),
         Verb::Agreement(args) => agreement::run(&args, ui),
         Verb::Gate(args) => gate::run(&args, ui),
+        Verb::Release(args) => release::release(&args, &global, ui),
+        Verb::Approve(args) => release::approve(&args, &global, ui),
+        Verb::Rollback(args) => release::rollback(&args, &global, ui),
+        Verb::Releases(args) => release::releases(&args, &global),
+        Verb::Channel(args) => release::channel(&args, &global, ui),
+        Verb::Lineage(args) => lineage_view::run(&args, &global, ui),
+        Verb::Diff(args) => diff::run(&args, &global, ui),
+        Verb::Account(verb) => account::run(&verb, &global, ui),
         Verb::Bench(verb) => bench::run(&verb, &global, ui),
         Verb::Doctor => doctor::run(&global, ui),
         Verb::Completions { shell } => args::completions(shell),

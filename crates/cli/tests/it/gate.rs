@@ -26,7 +26,7 @@ n_min = 50
 "#;
 
 /// An evaluation of `model`: `wins` of 100, and `right` of 400.
-fn evaluation(model: &str, wins: usize, right: usize) -> Value {
+pub fn evaluation(model: &str, wins: usize, right: usize) -> Value {
     let measure = |name: &str, ones: usize, n: usize| {
         let items: Vec<Value> =
             (0..n).map(|i| json!({"id": format!("p{i}"), "sum": u8::from(i < ones)})).collect();
@@ -134,7 +134,7 @@ fn a_model_is_its_directory_or_the_beginning_of_its_hash() {
 }
 
 /// The hash of a directory as manifests have it.
-fn polity_hash(dir: &Path) -> String {
+pub fn polity_hash(dir: &Path) -> String {
     polity_train::run::Input::hash("model", dir).unwrap().blake3
 }
 

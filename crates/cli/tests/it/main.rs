@@ -12,6 +12,7 @@ mod generate;
 mod judge;
 mod measure;
 mod project;
+mod release;
 mod serve;
 mod support;
 mod talk;

@@ -6,7 +6,7 @@ use std::process::Command;
 
 use serde_json::Value;
 
-use crate::support::{command, polity, run_of, stories};
+use crate::support::{ModelCopy, command, polity, run_of, stories};
 
 fn words<'a>(args: &'a str, dir: &'a str) -> Vec<String> {
     args.split(' ').map(|word| word.replace("DIR", dir)).collect()
@@ -89,7 +89,10 @@ fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledge
     let kinds: Vec<&str> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
     assert_eq!(
         kinds,
-        ["init", "rubric", "import", "sample", "votes", "freeze", "export", "export", "run", "run"]
+        [
+            "init", "rubric", "import", "sample", "votes", "freeze", "export", "export", "run", "run", "run",
+            "run"
+        ]
     );
     let run = &events[8]["body"]["inputs"].as_array().unwrap().iter().find(|i| i["role"] == "data").unwrap()
         ["dataset"];
@@ -100,26 +103,53 @@ fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledge
         (&(2 * comparisons).into(), &Value::Array(vec![]))
     );
     let cut = refused(dir, "ledger verify --project DIR/p --head 00", 1);
-    assert!(cut.contains("ledger event 11"), "{cut}");
+    assert!(cut.contains("ledger event 13"), "{cut}");
 }
 
-/// The documented script, as it is written.
+/// Two models' candidates for one prompt: the second model once found that the process was listening for Ctrl-C already.
 #[test]
-fn from_votes_to_a_model_by_the_script_of_the_documents() {
+fn two_models_answer_the_same_prompts() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    fs::write(dir.join("prompts.jsonl"), "{\"prompt\": \"Once upon a time\"}\n").unwrap();
+    done(dir, "init DIR/p");
+    let (one, other) = (stories(), ModelCopy::stories());
+    let sampled = done(
+        dir,
+        &format!(
+            "sample --project DIR/p --model {one} --model {} --prompts DIR/prompts.jsonl --per-prompt 2 --set max_new_tokens=12 --json",
+            other.path()
+        ),
+    );
+    assert_eq!(json(&sampled)["added"]["comparisons"], 1, "{sampled}");
+}
+
+/// The documented scripts, as they are written: to a model, and on to a release and back.
+#[test]
+fn from_votes_to_a_model_and_a_release_by_the_scripts_of_the_documents() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();
     let prompts: String = (0..8).map(|i| format!("{{\"prompt\": \"Once upon a time {i}\"}}\n")).collect();
     fs::write(dir.join("prompts.jsonl"), prompts).unwrap();
-    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/votes_to_model.sh");
+    let script = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs").join(name);
     let polity = Path::new(env!("CARGO_BIN_EXE_polity")).parent().unwrap().to_owned();
     let path: Vec<_> =
         [polity].into_iter().chain(std::env::split_paths(&std::env::var_os("PATH").unwrap())).collect();
+    let path = std::env::join_paths(path).unwrap();
     let mut bash = Command::new("bash");
-    bash.arg(script).arg(stories()).arg(dir.join("prompts.jsonl")).arg(dir.join("p"));
-    let run = run_of(bash.env("PATH", std::env::join_paths(path).unwrap()).output().unwrap()).ok();
+    bash.arg(script("votes_to_model.sh")).arg(stories()).arg(dir.join("prompts.jsonl")).arg(dir.join("p"));
+    let run = run_of(bash.env("PATH", &path).output().unwrap()).ok();
     let said = &run.stdout;
     assert!(said.contains("simulated annotators") && said.contains("Krippendorff's alpha"), "{said}");
     assert!(said.trim_end().ends_with("is in both manifests and in the ledger"), "{said}");
+
+    let mut bash = Command::new("bash");
+    bash.arg(script("release.sh")).arg(stories()).arg(dir.join("p"));
+    let run = run_of(bash.env("PATH", &path).env("COLUMNS", "80").output().unwrap()).ok();
+    assert!(run.stderr.contains("0 of 1 approvals"), "{}", run.stderr);
+    let said = &run.stdout;
+    assert!(said.contains("production: back from production-3 to production-1"), "{said}");
+    assert!(said.trim_end().ends_with("production serves production-1 again"), "{said}");
 }
 
 /// Three who look, and `eve`, who says `a` whatever is there.

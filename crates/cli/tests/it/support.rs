@@ -19,7 +19,12 @@ pub struct Run {
 /// The binary, in a plain environment.
 pub fn command<S: AsRef<OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_polity"));
-    command.args(args).env_remove("NO_COLOR").env("TERM", "xterm").env("COLUMNS", "80");
+    command
+        .args(args)
+        .env_remove("NO_COLOR")
+        .env_remove("POLITY_TOKEN")
+        .env("TERM", "xterm")
+        .env("COLUMNS", "80");
     command
 }
 
