@@ -191,23 +191,17 @@ enum Written {
 /// downloaded has no place, and its event none.
 fn verify_exports(project: &Project, found: &mut Verified) -> CommandResult {
     let mut written = BTreeMap::new();
-    let mut from = 1;
-    loop {
-        let events = project.wait(project.store().events(from, PAGE))?;
-        let Some(last) = events.last() else { break };
-        from = last.seq + 1;
-        for event in events.iter().filter(|event| event.kind == "export") {
-            let Ok(mut body) = serde_json::from_str::<Value>(&event.body) else { continue };
-            let Some(Value::String(dir)) = body.as_object_mut().and_then(|body| body.remove("dir")) else {
-                continue;
-            };
-            let dir = project.dir().join(dir);
-            let Ok(said) = serde_json::from_value::<DatasetFile>(body.clone()) else { continue };
-            for file in said.files {
-                written.insert(dir.join(file.name), (event.seq, Written::Rows(file.blake3)));
-            }
-            written.insert(dir.join(DATASET_FILE), (event.seq, Written::About(body)));
+    for event in project.wait(project.store().events_of("export"))? {
+        let Ok(mut body) = serde_json::from_str::<Value>(&event.body) else { continue };
+        let Some(Value::String(dir)) = body.as_object_mut().and_then(|body| body.remove("dir")) else {
+            continue;
+        };
+        let dir = project.dir().join(dir);
+        let Ok(said) = serde_json::from_value::<DatasetFile>(body.clone()) else { continue };
+        for file in said.files {
+            written.insert(dir.join(file.name), (event.seq, Written::Rows(file.blake3)));
         }
+        written.insert(dir.join(DATASET_FILE), (event.seq, Written::About(body)));
     }
     for (path, (event, written)) in written {
         if !path.exists() {

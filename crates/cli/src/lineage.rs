@@ -8,7 +8,7 @@
 //! | policy, evaluation | its text has its hash; an evaluation's file, if it is there, says the same |
 //! | model | it has its hash, where it was made |
 //! | run | its manifest and settings have their hashes; its directory, if it is there, has them too |
-//! | data | the file has the hash that the run read |
+//! | data | an export of the dataset wrote a file with the hash that the run read; the file, if it is there, has it |
 //! | dataset, votes, rubric | the store's own verification finds nothing |
 //!
 //! What a release rests on (the store, the released directory) either holds or **failed**. A working file that a link was made from may have
@@ -198,8 +198,8 @@ impl Tracer<'_> {
             node.place.clone_from(&what.dir);
             let run = tracer.record.run_of(&what.model).cloned();
             match run {
-                Some(run) => node.from.push(tracer.model(&what.model, &model_place(&run.what))?),
-                None => node.from.push(tracer.model(&what.model, &what.dir)?),
+                Some(run) => node.from.push(tracer.model("model", &what.model, &model_place(&run.what))?),
+                None => node.from.push(tracer.model("model", &what.model, &what.dir)?),
             }
             if let Some(verdict) =
                 tracer.record.verdicts.iter().find(|verdict| verdict.id == what.verdict).cloned()
@@ -223,7 +223,7 @@ impl Tracer<'_> {
             (Some(dir), None) => self.project.place(dir).unwrap_or_default(),
             (None, None) => String::new(),
         };
-        let model = self.model(&target.model, &place)?;
+        let model = self.model("model", &target.model, &place)?;
         if let Some(verdict) = self.record.verdict_on(&target.model).cloned() {
             let verdict = self.verdict(&verdict)?;
             self.nodes[model].from.push(verdict);
@@ -233,10 +233,10 @@ impl Tracer<'_> {
         Ok(model)
     }
 
-    fn model(&mut self, hash: &str, place: &str) -> CommandResult<usize> {
+    fn model(&mut self, kind: &'static str, hash: &str, place: &str) -> CommandResult<usize> {
         let run = self.record.run_of(hash).cloned();
         let name = if place.is_empty() { short(hash).to_owned() } else { place.to_owned() };
-        self.add("model", name, hash, |tracer, node| {
+        self.add(kind, name, hash, |tracer, node| {
             node.place = place.to_owned();
             match &run {
                 Some(run) => node.from.push(tracer.run(run)?),
@@ -265,7 +265,8 @@ impl Tracer<'_> {
             node.place.clone_from(&what.run);
             for input in &what.inputs {
                 let from = match input.role.as_str() {
-                    "model" | "reward_model" => tracer.model(&input.blake3, &input.path)?,
+                    "model" => tracer.model("model", &input.blake3, &input.path)?,
+                    "reward_model" => tracer.model("reward model", &input.blake3, &input.path)?,
                     _ => tracer.data(input)?,
                 };
                 node.from.push(from);
@@ -292,12 +293,17 @@ impl Tracer<'_> {
             node.place.clone_from(&input.path);
             let dataset =
                 input.dataset.clone().and_then(|said| serde_json::from_value::<FrozenDataset>(said).ok());
-            match dataset {
-                Some(dataset) => node.from.push(tracer.dataset(&dataset)?),
-                None => node.facts = "of no frozen dataset".into(),
-            }
             let path = tracer.at(&input.path);
             let mut look = Look { gone: !path.exists(), ..Look::default() };
+            match dataset {
+                Some(dataset) => {
+                    if !tracer.record.exported(&dataset.hash, &input.blake3) {
+                        look.failed.push(format!("no export of dataset {} wrote this file", dataset.name));
+                    }
+                    node.from.push(tracer.dataset(&dataset)?);
+                }
+                None => node.facts = "of no frozen dataset".into(),
+            }
             if !look.gone && Input::hash("data", &path)?.blake3 != input.blake3 {
                 look.changed.push("the file is not what the run read".into());
             }

@@ -183,14 +183,15 @@ fn svg(lineage: &Lineage, title: &str) -> String {
 
 fn draw(svg: &mut String, node: &Node, x: usize, y: usize) {
     let left = x + 10;
-    let hint = [&[node.hash.clone(), node.facts.clone()][..], &node.found].concat().join("\n");
+    let known = [node.hash.as_str(), node.facts.as_str()];
+    let hint: Vec<&str> = known.into_iter().chain(node.found.iter().map(String::as_str)).collect();
     let name = clipped(&node.name, BOX_LETTERS);
     let _ = write!(
         svg,
         "<g><title>{}</title><rect class=\"{}\" x=\"{x}\" y=\"{y}\" width=\"{BOX_WIDTH}\" height=\"{BOX_HEIGHT}\" rx=\"7\"/>\
          <text class=\"kind\" x=\"{left}\" y=\"{}\">{}</text><text x=\"{left}\" y=\"{}\">{}</text>\
          <text class=\"small\" x=\"{left}\" y=\"{}\">{}  {}</text></g>",
-        escape(&hint),
+        escape(&hint.join("\n")),
         class(node.status),
         y + 16,
         node.kind,
@@ -215,6 +216,7 @@ fn html(lineage: &Lineage, title: &str) -> String {
     page += &svg(lineage, title);
     page += "</div><table><tr><th>what</th><th>hash</th><th>status</th><th>known of it</th></tr>\n";
     for node in &lineage.nodes {
+        let known: Vec<&str> = node.found.iter().map(String::as_str).chain([node.facts.as_str()]).collect();
         let _ = writeln!(
             page,
             "<tr><td>{} {}</td><td><code>{}</code></td><td class=\"{}\">{}</td><td>{}</td></tr>",
@@ -223,7 +225,7 @@ fn html(lineage: &Lineage, title: &str) -> String {
             node.hash,
             class(node.status),
             node.status.name(),
-            escape(&[&node.found[..], &[node.facts.clone()]].concat().join("; "))
+            escape(&known.join("; "))
         );
     }
     page + "</table></html>\n"

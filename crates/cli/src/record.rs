@@ -2,15 +2,16 @@
 //!
 //! Not here: whether it is all still so (`lineage`).
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use polity_store::{
-    Account, Approval, ChannelState, Dataset, EvaluationRecord, Recorded, Release, Run, Verdict,
+    Account, Approval, ChannelState, Dataset, EvaluationRecord, Event, Recorded, Release, Run, Verdict,
 };
 use polity_train::run::{Input, names};
 
 use crate::error::{CommandError, CommandResult};
-use crate::project::Project;
+use crate::project::{DatasetFile, Project};
 
 /// Digits of a hash that are shown.
 const SHOWN: usize = 12;
@@ -31,6 +32,8 @@ pub struct Record {
     pub channels: Vec<ChannelState>,
     /// Frozen datasets.
     pub datasets: Vec<Dataset>,
+    /// Files that were exported: the dataset's hash, and the file's.
+    exports: HashSet<(String, String)>,
     accounts: Vec<Account>,
 }
 
@@ -55,6 +58,7 @@ impl Record {
             approvals: project.wait(store.approvals())?,
             channels: project.wait(store.channels())?,
             datasets: project.wait(store.datasets())?,
+            exports: exports(&project.wait(store.events_of("export"))?),
             accounts: project.wait(store.accounts())?,
         })
     }
@@ -76,6 +80,11 @@ impl Record {
     /// The newest verdict on a model.
     pub fn verdict_on(&self, model: &str) -> Option<&Recorded<Verdict>> {
         self.verdicts.iter().rev().find(|verdict| verdict.what.model == model)
+    }
+
+    /// Whether an export of this dataset wrote a file with this hash.
+    pub fn exported(&self, dataset: &str, file: &str) -> bool {
+        self.exports.contains(&(dataset.to_owned(), file.to_owned()))
     }
 
     /// What people call who acted.
@@ -140,6 +149,15 @@ impl Record {
         let dir = (!place.is_empty()).then(|| project.dir().join(place));
         Ok(Target { model: model.to_owned(), dir, release: None })
     }
+}
+
+fn exports(events: &[Event]) -> HashSet<(String, String)> {
+    let mut exports = HashSet::new();
+    for event in events {
+        let Ok(said) = serde_json::from_str::<DatasetFile>(&event.body) else { continue };
+        exports.extend(said.files.into_iter().map(|file| (said.hash.clone(), file.blake3)));
+    }
+    exports
 }
 
 /// Where a run's model is, from the project's directory.

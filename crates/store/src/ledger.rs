@@ -122,13 +122,17 @@ pub(crate) async fn recorded<T: DeserializeOwned>(
     connection: &mut AnyConnection,
     kind: &'static str,
 ) -> Result<Vec<Recorded<T>>> {
+    events_of(connection, kind).await?.into_iter().map(Recorded::of).collect()
+}
+
+async fn events_of(connection: &mut AnyConnection, kind: &'static str) -> Result<Vec<Event>> {
     sqlx::query("SELECT * FROM ledger WHERE kind = $1 ORDER BY seq")
         .bind(kind)
         .fetch_all(connection)
         .await
         .doing("read the ledger")?
         .iter()
-        .map(|row| Recorded::of(Event::from_row(row)?))
+        .map(Event::from_row)
         .collect()
 }
 
@@ -217,6 +221,11 @@ impl Store {
             })
         })
         .await
+    }
+
+    /// All events of a kind, in order.
+    pub async fn events_of(&self, kind: &'static str) -> Result<Vec<Event>> {
+        self.read(move |connection| Box::pin(events_of(connection, kind))).await
     }
 
     /// The last event.

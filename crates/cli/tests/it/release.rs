@@ -314,6 +314,27 @@ fn one_changed_vote_weight_measure_or_record_is_named_by_verify_and_lineage() {
     shop.done("lineage production-1 --project DIR/p");
 }
 
+/// Rows that no export wrote, with a `dataset.json` beside them that says one did.
+#[test]
+fn data_that_only_says_it_is_of_a_dataset_is_named() {
+    let shop = Shop::new();
+    shop.done("freeze v1 --project DIR/p");
+    shop.done("export v1 --project DIR/p --out DIR/p/datasets/v1");
+    let rows = shop.path("p/datasets/v1/train.jsonl");
+    let hash = || polity_train::run::Input::hash("data", &rows).unwrap().blake3;
+    let before = hash();
+    let text = fs::read_to_string(&rows).unwrap();
+    fs::write(&rows, text.replacen("a cat", "a bomb", 1)).unwrap();
+    let about = shop.path("p/datasets/v1/dataset.json");
+    fs::write(&about, fs::read_to_string(&about).unwrap().replace(&before, &hash())).unwrap();
+    shop.train("dpo", 1);
+    shop.judge(&shop.path("p/runs/dpo/model"), 70, "measures").ok();
+    let says = "no export of dataset v1 wrote this file";
+    shop.refused("lineage DIR/p/runs/dpo/model --project DIR/p", 1, says);
+    shop.refused("release DIR/p/runs/dpo/model --project DIR/p --channel production", 1, says);
+    assert_eq!(shop.refusals(), ["evidence"]);
+}
+
 #[test]
 fn a_release_without_what_it_needs_is_refused_and_recorded() {
     let shop = Shop::new();

@@ -209,4 +209,20 @@ on_each! {
         assert!(bad[0].found.contains("it is missing: ledger event"), "{bad:?}");
         store.close().await;
     }
+
+    async fn a_store_of_schema_1_is_migrated_when_it_is_opened(fixture: Fixture) {
+        let store = fixture.store(plain_policy(1)).await;
+        let events = store.ledger_head().await.unwrap().seq;
+        store.close().await;
+        fixture.tamper("document", "DROP TABLE document; DELETE FROM polity_schema WHERE version = 2").await;
+        // PostgreSQL's triggers call a function of their own; SQLite has none.
+        let _ = fixture.try_execute("DROP FUNCTION document_append_only").await;
+        let store = Store::open(&fixture.location, SEED, T0).await.unwrap();
+        store.add_verdict(said("m1", "pass", 0), "cli", T0).await.unwrap();
+        let found = store.verify(None).await.unwrap();
+        assert_eq!((found.events, found.documents, found.bad.len()), (events + 2, 3, 0));
+        assert!(fixture.try_execute("DELETE FROM document").await.unwrap_err().contains("append-only"));
+        assert_eq!(fixture.count("SELECT COUNT(*) FROM polity_schema").await, SCHEMA_VERSION);
+        store.close().await;
+    }
 }
