@@ -78,9 +78,7 @@ struct Verified {
 }
 
 fn verify(project: &Project, head: Option<&str>, global: &Global, ui: &Ui) -> CommandResult {
-    let there = project.wait(project.store().progress())?;
-    let rows = there.votes + there.prompts + there.responses;
-    let store = project.watch(ui, "verify", rows as u64, project.store().verify(head))?;
+    let store = project.verify(head, ui)?;
     let mut found = Verified {
         store,
         releases: 0,

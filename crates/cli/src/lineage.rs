@@ -106,9 +106,13 @@ impl Lineage {
     }
 }
 
-/// The chain behind a model or a release.
-pub fn trace(project: &Project, record: &Record, target: &Target) -> CommandResult<Lineage> {
-    let verification = project.wait(project.store().verify(None))?;
+/// The chain behind a model or a release, given what the store says of itself.
+pub fn trace(
+    project: &Project,
+    record: &Record,
+    verification: &Verification,
+    target: &Target,
+) -> CommandResult<Lineage> {
     let mut tracer = Tracer { project, record, verification, nodes: Vec::new(), known: HashMap::new() };
     match &target.release {
         Some(release) => tracer.release(release)?,
@@ -121,7 +125,7 @@ pub fn trace(project: &Project, record: &Record, target: &Target) -> CommandResu
 struct Tracer<'p> {
     project: &'p Project,
     record: &'p Record,
-    verification: Verification,
+    verification: &'p Verification,
     nodes: Vec<Node>,
     known: HashMap<(&'static str, String), usize>,
 }

@@ -32,7 +32,7 @@ pub fn run(args: &LineageArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
     let record = Record::read(&project)?;
     let target = record.find(&project, &args.what)?;
-    let lineage = trace(&project, &record, &target)?;
+    let lineage = trace(&project, &record, &project.verify(None, ui)?, &target)?;
     let title = lineage.nodes.first().map(|root| format!("{} {}", root.kind, root.name)).unwrap_or_default();
     write(args.svg.as_deref(), || svg(&lineage, &title), ui)?;
     write(args.html.as_deref(), || html(&lineage, &title), ui)?;

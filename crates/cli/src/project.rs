@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
-use polity_store::{NOBODY, Run, RunInput, Store};
+use polity_store::{NOBODY, Run, RunInput, Store, Verification};
 use polity_train::run::{FrozenDataset, Input, Manifest, names};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -171,6 +171,13 @@ impl Project {
         });
         ui.end_progress();
         Ok(told?)
+    }
+
+    /// Has the store verify itself.
+    pub fn verify(&self, head: Option<&str>, ui: &Ui) -> CommandResult<Verification> {
+        let there = self.wait(self.store.progress())?;
+        let rows = there.votes + there.prompts + there.responses;
+        self.watch(ui, "verify", rows as u64, self.store.verify(head))
     }
 }
 

@@ -9,7 +9,9 @@
 use std::io::{self, Write};
 use std::path::PathBuf;
 
-use polity_store::{Asked, Bad, ChannelState, NewRelease, Recorded, Refusal, Release, Rollback};
+use polity_store::{
+    Asked, Bad, ChannelState, NewRelease, Recorded, Refusal, Release, Rollback, Verification,
+};
 use polity_train::run::Input;
 use serde_json::json;
 
@@ -49,7 +51,8 @@ pub fn release(args: &ReleaseArgs, global: &Global, ui: &Ui) -> CommandResult {
         Err(refusal) => return Err(refused("release", &refusal)),
     };
     // The release is not there yet, so its links are the model's, with the verdict.
-    let failed = trace(&project, &record, &Target { release: None, ..target })?.failed();
+    let verification = project.verify(None, ui)?;
+    let failed = trace(&project, &record, &verification, &Target { release: None, ..target })?.failed();
     if !failed.is_empty() {
         return Err(refuse(&project, "release", asked, Refusal::Evidence { found: failed })?);
     }
@@ -157,7 +160,8 @@ pub fn rollback(args: &RollbackArgs, global: &Global, ui: &Ui) -> CommandResult 
         .hint("polity releases shows what was released where"));
     };
     let record = Record::read(&project)?;
-    let (to, skipped) = last_good(&project, &record, &state, args.to.as_deref())?;
+    let verification = project.verify(None, ui)?;
+    let (to, skipped) = last_good(&project, &record, &verification, &state, args.to.as_deref())?;
     let asked = Asked { model: current.what.model, channel: args.channel.clone(), verdict: None };
     let Some(to) = to else {
         let refusal = Refusal::NoGoodRelease { channel: args.channel.clone(), skipped };
@@ -185,6 +189,7 @@ pub fn rollback(args: &RollbackArgs, global: &Global, ui: &Ui) -> CommandResult 
 fn last_good(
     project: &Project,
     record: &Record,
+    verification: &Verification,
     state: &ChannelState,
     wanted: Option<&str>,
 ) -> CommandResult<(Option<Recorded<Release>>, Vec<Bad>)> {
@@ -209,7 +214,7 @@ fn last_good(
             None => {
                 let target =
                     Target { model: release.what.model.clone(), dir: None, release: Some(release.clone()) };
-                let failed = trace(project, record, &target)?.failed();
+                let failed = trace(project, record, verification, &target)?.failed();
                 if failed.is_empty() {
                     return Ok((Some(release.clone()), skipped));
                 }

@@ -10,6 +10,7 @@ mod chat;
 mod gate;
 mod generate;
 mod judge;
+mod lineage;
 mod measure;
 mod project;
 mod release;

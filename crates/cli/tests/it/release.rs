@@ -1,4 +1,4 @@
-//! From votes to a release and back: grounds, refusals that are on record, tampering that is named, copies that are whole.
+//! From votes to a release and back: grounds, refusals that are on record, copies that are whole. (Tampering: `lineage`.)
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,16 +10,16 @@ use sqlx::Connection;
 use crate::gate::{evaluation, polity_hash};
 use crate::support::{Run, command, polity, run_of, stories, text, wait_for};
 
-const POLICY: &str = "name = \"ours\"\n[[criterion]]\nid = \"preferred\"\nmeasure = \"win_rate\"\nbetter = \"higher\"\n\
+pub const POLICY: &str = "name = \"ours\"\n[[criterion]]\nid = \"preferred\"\nmeasure = \"win_rate\"\nbetter = \"higher\"\n\
                       comparator = \"absolute\"\nlimit = 0.5\nn_min = 50\n";
 
 /// A project with votes, a dataset and nothing trained yet.
-struct Shop {
+pub struct Shop {
     dir: tempfile::TempDir,
 }
 
 impl Shop {
-    fn new() -> Shop {
+    pub fn new() -> Shop {
         let shop = Shop { dir: tempfile::tempdir().unwrap() };
         let mut rows = String::from("prompt,response_a,response_b,winner,annotator,category\n");
         for i in 0..8 {
@@ -35,7 +35,7 @@ impl Shop {
     }
 
     /// With a model by DPO on the votes, judged and passing.
-    fn trained() -> Shop {
+    pub fn trained() -> Shop {
         let shop = Shop::new();
         shop.done("freeze v1 --project DIR/p");
         shop.done("export v1 --project DIR/p --out DIR/p/datasets/v1");
@@ -44,7 +44,7 @@ impl Shop {
         shop
     }
 
-    fn train(&self, name: &str, seed: u32) {
+    pub fn train(&self, name: &str, seed: u32) {
         self.done(&format!(
             "train dpo --model {} --data DIR/p/datasets/v1/train.jsonl --out DIR/p/runs/{name} --set max_steps=1 \
              --set seed={seed} --set learning_rate=1e-3",
@@ -52,15 +52,15 @@ impl Shop {
         ));
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    pub fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
-    fn run(&self, args: &str) -> Run {
+    pub fn run(&self, args: &str) -> Run {
         self.run_as(args, None)
     }
 
-    fn run_as(&self, args: &str, token: Option<&str>) -> Run {
+    pub fn run_as(&self, args: &str, token: Option<&str>) -> Run {
         let dir = text(self.dir.path());
         let mut command = command(args.split_whitespace().map(|word| word.replace("DIR", &dir)));
         token.map(|token| command.env("POLITY_TOKEN", token));
@@ -68,14 +68,14 @@ impl Shop {
     }
 
     #[track_caller]
-    fn done(&self, args: &str) -> String {
+    pub fn done(&self, args: &str) -> String {
         let run = self.run(args);
         assert_eq!(run.code, 0, "{args}: {}{}", run.stdout, run.stderr);
         run.stdout
     }
 
     #[track_caller]
-    fn refused(&self, args: &str, code: i32, says: &str) -> String {
+    pub fn refused(&self, args: &str, code: i32, says: &str) -> String {
         let run = self.run(args);
         assert_eq!(run.code, code, "{args}: {}{}", run.stdout, run.stderr);
         assert!(run.stderr.contains(says), "no {says:?} in: {}", run.stderr);
@@ -83,7 +83,7 @@ impl Shop {
     }
 
     /// A copy of the model with another name in it: another model, for tests that need no training.
-    fn model(&self, name: &str) -> PathBuf {
+    pub fn model(&self, name: &str) -> PathBuf {
         let dir = self.path(name);
         fs::create_dir(&dir).unwrap();
         for entry in fs::read_dir(stories()).unwrap() {
@@ -95,7 +95,7 @@ impl Shop {
     }
 
     /// Judges a model by `wins` of 100.
-    fn judge(&self, model: &Path, wins: usize, file: &str) -> Run {
+    pub fn judge(&self, model: &Path, wins: usize, file: &str) -> Run {
         let file = format!("{file}.json");
         fs::write(self.path(&file), evaluation(&polity_hash(model), wins, 300).to_string()).unwrap();
         self.run(&format!(
@@ -104,14 +104,14 @@ impl Shop {
         ))
     }
 
-    fn events(&self, kind: &str) -> Vec<Value> {
+    pub fn events(&self, kind: &str) -> Vec<Value> {
         let log = self.done("ledger log --project DIR/p --json");
         let events = log.lines().map(|line| serde_json::from_str(line).unwrap());
         events.filter(|event: &Value| event["kind"] == kind).collect()
     }
 
     /// The codes of all refusals.
-    fn refusals(&self) -> Vec<String> {
+    pub fn refusals(&self) -> Vec<String> {
         self.events("refusal")
             .iter()
             .map(|event| event["body"]["code"].as_str().unwrap().to_owned())
@@ -119,7 +119,7 @@ impl Shop {
     }
 
     /// Changes the database behind the store's back.
-    fn tamper(&self, table: &str, sql: &str) {
+    pub fn tamper(&self, table: &str, sql: &str) {
         let url = format!("sqlite://{}", text(&self.path("p/store.db")));
         let sql = format!("DROP TRIGGER IF EXISTS {table}_no_update; {sql}");
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -132,11 +132,11 @@ impl Shop {
     }
 
     /// The store as it is now, to put back.
-    fn saved(&self) -> Vec<u8> {
+    pub fn saved(&self) -> Vec<u8> {
         fs::read(self.path("p/store.db")).unwrap()
     }
 
-    fn put_back(&self, store: &[u8]) {
+    pub fn put_back(&self, store: &[u8]) {
         for file in ["store.db-wal", "store.db-shm"] {
             let _ = fs::remove_file(self.path("p").join(file));
         }
@@ -148,7 +148,7 @@ fn json(text: &str) -> Value {
     serde_json::from_str(text).unwrap()
 }
 
-fn flip_a_byte(file: &Path) -> Vec<u8> {
+pub fn flip_a_byte(file: &Path) -> Vec<u8> {
     let before = fs::read(file).unwrap();
     let mut after = before.clone();
     *after.last_mut().unwrap() ^= 1;
@@ -231,108 +231,6 @@ fn from_votes_to_a_release_with_its_card_and_lineage() {
     let tree = shop.done("lineage production-1 --project DIR/p");
     assert!(tree.contains("gone"), "{tree}");
     shop.done("ledger verify --project DIR/p");
-}
-
-#[test]
-fn one_changed_vote_weight_measure_or_record_is_named_by_verify_and_lineage() {
-    let shop = Shop::trained();
-    shop.done("release DIR/p/runs/dpo/model --project DIR/p --channel production");
-    let store = shop.saved();
-    let named = |verify: &str, lineage: &str| {
-        shop.refused("ledger verify --project DIR/p", 1, verify);
-        let run = shop.run("lineage production-1 --project DIR/p");
-        let said = format!("{}{}", run.stdout, run.stderr);
-        let flat = said.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert!(run.code == 1 && flat.contains(lineage), "{}: no {lineage:?} in: {said}", run.code);
-        assert!(["FAILED", "CHANGED"].iter().any(|status| run.stdout.contains(status)), "{}", run.stdout);
-    };
-    let tampered = |table: &str, sql: &str, verify: &str, lineage: &str| {
-        shop.tamper(table, sql);
-        named(verify, lineage);
-        shop.put_back(&store);
-        shop.done("ledger verify --project DIR/p");
-    };
-    tampered(
-        "vote",
-        "UPDATE vote SET overall = 'tie' WHERE seq = 5",
-        "vote 5: its content does not give its chain hash",
-        "votes 1 to 16: vote 5",
-    );
-    tampered(
-        "dataset_row",
-        "UPDATE dataset_row SET a_votes = 0, b_votes = 2 WHERE idx = 3",
-        "dataset v1, row 3",
-        "dataset v1: dataset v1, row 3",
-    );
-    tampered(
-        "ledger",
-        "UPDATE ledger SET actor = 'eve' WHERE seq = 2",
-        "ledger event 2: its content does not give its hash",
-        "ledger event 2",
-    );
-    // A verdict that was made to pass, its document too: neither gives its hash.
-    tampered(
-        "document",
-        "UPDATE document SET content = replace(content, '0.7', '0.9') WHERE kind = 'evaluation'",
-        "its content does not give its hash",
-        "evaluation",
-    );
-
-    let weights = shop.path("p/releases/production-1/model.safetensors");
-    let before = flip_a_byte(&weights);
-    named(
-        "release production-1: model.safetensors was changed",
-        "release production-1: model.safetensors was changed",
-    );
-    fs::write(&weights, before).unwrap();
-    let weights = shop.path("p/runs/dpo/model/model.safetensors");
-    let before = flip_a_byte(&weights);
-    named("model runs/dpo/model: it was changed", "model runs/dpo/model: the files in runs/dpo/model give");
-    shop.refused("lineage DIR/p/runs/dpo/model --project DIR/p", 1, "model runs/dpo/model");
-    shop.refused("release DIR/p/runs/dpo/model --project DIR/p --channel production", 1, "on record it is");
-    assert_eq!(shop.refusals(), ["evidence"]);
-    fs::write(&weights, before).unwrap();
-    let card = shop.path("p/releases/production-1/README.md");
-    let before = flip_a_byte(&card);
-    named("README.md was changed", "README.md was changed");
-    fs::write(&card, before).unwrap();
-    let extra = shop.path("p/releases/production-1/extra.json");
-    fs::write(&extra, "{}").unwrap();
-    named("extra.json was added", "extra.json was added");
-    fs::remove_file(&extra).unwrap();
-
-    let measures = shop.path("measures.json");
-    let before = fs::read_to_string(&measures).unwrap();
-    for (from, to, says) in [
-        ("\"estimate\":0.7,", "\"estimate\":0.8,", "one of them was changed"),
-        ("\"confidence\":0.9", "\"confidence\":0.8", "does not say what was judged"),
-    ] {
-        fs::write(&measures, before.replacen(from, to, 1)).unwrap();
-        named("measures.json", says);
-    }
-    fs::write(&measures, before).unwrap();
-    shop.done("lineage production-1 --project DIR/p");
-}
-
-/// Rows that no export wrote, with a `dataset.json` beside them that says one did.
-#[test]
-fn data_that_only_says_it_is_of_a_dataset_is_named() {
-    let shop = Shop::new();
-    shop.done("freeze v1 --project DIR/p");
-    shop.done("export v1 --project DIR/p --out DIR/p/datasets/v1");
-    let rows = shop.path("p/datasets/v1/train.jsonl");
-    let hash = || polity_train::run::Input::hash("data", &rows).unwrap().blake3;
-    let before = hash();
-    let text = fs::read_to_string(&rows).unwrap();
-    fs::write(&rows, text.replacen("a cat", "a bomb", 1)).unwrap();
-    let about = shop.path("p/datasets/v1/dataset.json");
-    fs::write(&about, fs::read_to_string(&about).unwrap().replace(&before, &hash())).unwrap();
-    shop.train("dpo", 1);
-    shop.judge(&shop.path("p/runs/dpo/model"), 70, "measures").ok();
-    let says = "no export of dataset v1 wrote this file";
-    shop.refused("lineage DIR/p/runs/dpo/model --project DIR/p", 1, says);
-    shop.refused("release DIR/p/runs/dpo/model --project DIR/p --channel production", 1, says);
-    assert_eq!(shop.refusals(), ["evidence"]);
 }
 
 #[test]
