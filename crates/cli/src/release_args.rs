@@ -134,7 +134,8 @@ pub enum AccountVerb {
     #[command(after_long_help = "\
 Examples:
   polity account add ann --role approver
-  POLITY_TOKEN=$(polity account add ben --role approver) polity approve runs/ppo/model --channel production")]
+  POLITY_TOKEN=$(polity account add ben --role approver) \\
+      polity approve runs/ppo/model --channel production")]
     Add {
         /// Which project.
         #[command(flatten)]
@@ -147,6 +148,10 @@ Examples:
         roles: Vec<Role>,
     },
     /// Print a new API token of an account, which is shown this once
+    #[command(after_long_help = "\
+Examples:
+  polity account token ann
+  POLITY_TOKEN=$(polity account token ann) polity rollback --channel production")]
     Token {
         /// Which project.
         #[command(flatten)]
@@ -156,6 +161,10 @@ Examples:
         name: String,
     },
     /// List the accounts
+    #[command(after_long_help = "\
+Examples:
+  polity account list
+  polity account list --json | jq -r '.[].name'")]
     List {
         /// Which project.
         #[command(flatten)]

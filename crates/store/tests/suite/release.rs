@@ -82,8 +82,11 @@ on_each! {
         assert!(matches!(&refused, Refusal::Overridden { said, .. } if said == "fail"), "{refused}");
         store.add_verdict(said("m3", "inconclusive", 0), "cli", T0).await.unwrap();
         assert_eq!(code(store.may_release(asked("m3"), "cli", T0).await.unwrap()), Some("not_passed"));
+        // The event asks once more: a verdict may have come during the copy.
+        assert!(release(&store, "m3", None, "cli", T0).await.is_err());
         let codes: Vec<String> = refusals(&store).await.into_iter().map(|(_, code)| code).collect();
-        assert_eq!(codes, ["no_verdict", "expired", "other_model", "overridden", "overridden", "not_passed"]);
+        assert_eq!(codes, ["no_verdict", "expired", "other_model", "overridden", "overridden", "not_passed", "not_passed"]);
+        assert!(store.channels().await.unwrap().is_empty());
         assert!(store.may_release(named("unknown"), "cli", T0).await.is_err());
         assert!(store.channel("no/such").await.is_err());
         assert_eq!(store.verify(None).await.unwrap().bad, []);
