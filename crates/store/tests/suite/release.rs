@@ -112,9 +112,9 @@ on_each! {
         }
         let [ann, ben, cid, dan] = &people[..] else { unreachable!() };
         let eve = store.add_account("eve", None, [Role::Reviewer].into(), "cli", T0).await.unwrap().id;
-        let run = Run { run: "runs/ppo".into(), stage: "ppo".into(), settings: "s".into(), seed: 1, inputs: vec![],
-                        model: Some("m1".into()), manifest: None, resolved: None };
-        store.add_run(run, "{}".into(), "".into(), dan, T0).await.unwrap();
+        let run = |model: &str| Run { run: "runs/ppo".into(), stage: "ppo".into(), settings: "s".into(), seed: 1, inputs: vec![],
+                                      model: Some(model.into()), manifest: None, resolved: None };
+        store.add_run(run("m1"), "{}".into(), "".into(), dan, T0).await.unwrap();
         store.add_verdict(said("m1", "pass", 2), "cli", T0).await.unwrap();
 
         let approve = async |who: &str, model: &str| {
@@ -147,6 +147,12 @@ on_each! {
         store.add_verdict(said("m1", "pass", 2), "cli", T0 + 1).await.unwrap();
         let Some(Refusal::Approvals { given: 0, not_counted, .. }) = releasing(cid).await else { panic!() };
         assert_eq!(not_counted.len(), 2);
+        assert_eq!((approve(ann, "m1").await, approve(ben, "m1").await), (None, None));
+        assert_eq!(releasing(cid).await, None);
+        // Who trained it after all, an hour later: the approval was good and is so no more.
+        store.add_run(run("m1"), "{}".into(), "".into(), ben, T0 + 2).await.unwrap();
+        let Some(Refusal::Approvals { given: 1, not_counted, .. }) = releasing(cid).await else { panic!() };
+        assert!(not_counted.contains(&"the approval by ben does not count: who trained the model is not the second person".to_owned()));
         assert_eq!(store.verify(None).await.unwrap().bad, []);
     }
 
