@@ -44,6 +44,8 @@ struct Inner {
     prefix: Vec<u32>,
     suffix: Vec<u32>,
     vocab_len: usize,
+    /// Whether the vocabulary spells bytes as characters, as GPT-2's does.
+    byte_level: bool,
 }
 
 /// Ids with a meaning.
@@ -123,7 +125,10 @@ impl Tokenizer {
         let prefix = probe.get_ids()[..text_start].to_vec();
         let suffix = probe.get_ids()[text_end..].to_vec();
         let file = file.to_owned();
-        let inner = Inner { tokenizer, file, special, special_texts: texts, prefix, suffix, vocab_len };
+        let decoder = serde_json::to_string(&tokenizer.get_decoder()).unwrap_or_default();
+        let byte_level = decoder.contains("\"ByteLevel\"");
+        let inner =
+            Inner { tokenizer, file, special, special_texts: texts, prefix, suffix, vocab_len, byte_level };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -226,6 +231,24 @@ impl Tokenizer {
         self.inner.tokenizer.id_to_token(id)
     }
 
+    /// The bytes that one id puts into a text, whatever stands beside it: a character may be several tokens. Special tokens
+    /// and other added ones are their spelling; an id without a token is nothing.
+    pub fn token_bytes(&self, id: u32) -> Vec<u8> {
+        let Some(text) = self.token_text(id) else { return Vec::new() };
+        if self.inner.tokenizer.get_added_tokens_decoder().contains_key(&id) {
+            return text.into_bytes();
+        }
+        if self.inner.byte_level {
+            return text.chars().filter_map(spelled_byte).collect();
+        }
+        // SentencePiece's spelling of a byte, and of a space.
+        let byte = text.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
+        match byte.and_then(|hex| u8::from_str_radix(hex, 16).ok()) {
+            Some(byte) => vec![byte],
+            None => text.replace('\u{2581}', " ").into_bytes(),
+        }
+    }
+
     /// A decoder that is given ids one at a time.
     pub fn stream(&self, skip_special: bool) -> StreamDecoder {
         StreamDecoder { tokenizer: self.clone(), skip_special, ids: Vec::new(), shown: 0 }
@@ -263,6 +286,15 @@ fn parse(file: &Path, bytes: &[u8]) -> Result<tokenizers::Tokenizer> {
             Err(error(format!("not a tokenizer: {e}")))
         }
         Err(_) => Err(error("not a tokenizer: its parts do not fit together".into())),
+    }
+}
+
+/// The byte that GPT-2's vocabulary spells as this character: printable ones as themselves, the others from U+0100 on.
+fn spelled_byte(c: char) -> Option<u8> {
+    let is_itself = |byte: u8| matches!(byte, b'!'..=b'~' | 0xA1..=0xAC | 0xAE..=0xFF);
+    match u32::from(c) {
+        code @ 0..=0xFF => Some(code as u8).filter(|&byte| is_itself(byte)),
+        code => (0..=0xFFu8).filter(|&byte| !is_itself(byte)).nth(code as usize - 0x100),
     }
 }
 

@@ -228,6 +228,26 @@ fn a_stream_gives_the_same_text_in_whole_characters() {
     }
 }
 
+/// The bytes of a text's tokens, one after the other, are the text, where its characters are cut too.
+#[test]
+fn the_bytes_of_tokens_are_those_of_the_text() {
+    for (name, golden) in golden("tokens.json").as_object().unwrap() {
+        let t = tokenizer(name);
+        for case in golden["texts"].as_array().unwrap() {
+            let plain = ids(&case["plain"]);
+            let bytes: Vec<u8> = plain.iter().flat_map(|&id| t.token_bytes(id)).collect();
+            let text = String::from_utf8(bytes).unwrap();
+            // SentencePiece begins a text with a space that decoding takes away.
+            let decoded = t.decode(&plain, false).unwrap();
+            let stripped = if name == "bytelevel" { None } else { text.strip_prefix(' ') };
+            assert_eq!(stripped.unwrap_or(&text), decoded, "{name} {case}");
+        }
+    }
+    let t = tokenizer("stories260k");
+    assert_eq!(t.token_bytes(t.token_id("<0x80>").unwrap()), [0x80]);
+    assert!(t.token_bytes(u32::MAX).is_empty());
+}
+
 #[test]
 fn a_stream_gives_up_on_bytes_that_are_no_text() {
     let t = tokenizer("stories260k");

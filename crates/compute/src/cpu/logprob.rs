@@ -46,14 +46,15 @@ impl RowStats {
     pub fn of(isa: Isa, y_v: &[f32], token: u32) -> Self {
         let (max, sum, weighted) = sums(isa, y_v);
         let y = y_v[token as usize];
-        let log_sum = sum.ln();
-        Self {
-            logprob: (f64::from(y) - f64::from(max) - log_sum) as f32,
-            entropy: (log_sum - weighted / sum) as f32,
-            top: y == max,
-            max,
-            sum,
-        }
+        let entropy = (sum.ln() - weighted / sum) as f32;
+        let mut stats = Self { logprob: 0.0, entropy, top: y == max, max, sum };
+        stats.logprob = stats.logprob_of(y);
+        stats
+    }
+
+    /// Log-probability of another token of the same row, by its logit, nats.
+    pub fn logprob_of(&self, y: f32) -> f32 {
+        (f64::from(y) - f64::from(self.max) - self.sum.ln()) as f32
     }
 }
 

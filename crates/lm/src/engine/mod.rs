@@ -5,16 +5,21 @@
 //! of (weights, prompt, settings, seed, prompt id, sample): what it was batched with leaves no trace, since
 //! the decoder's rows do not know their batch and each token draws from a counter of its own.
 //!
+//! Two ways in: [`Engine::generate`] answers a list of prompts; a server admits jobs while others run
+//! ([`Engine::admit`], [`Engine::step`], in `continuous.rs`). The first is a loop around the second.
+//!
 //! Not here: which settings a trainer may use (`train`), chat templates (`chat.rs`).
 
+mod continuous;
 mod sampler;
 
+pub use continuous::{Event, Job, Scored};
 pub use sampler::{Draw, SamplerConfig, sample};
 
-use polity_compute::cpu::logprob::RowStats;
-use polity_compute::{Cpu, Decoder, KvCache, Params, SequenceId, Tape};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use crate::rng::Stream;
+use polity_compute::{Cpu, Decoder, KvCache, Params, Tape};
 
 /// One prompt to be answered some times.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -93,7 +98,7 @@ pub enum Flow {
 pub struct Limits {
     /// Sequences decoded together.
     pub sequences_max: usize,
-    /// Prompt tokens computed in one step.
+    /// Prompt tokens computed in one step; a longer prompt takes several.
     pub prefill_tokens_max: usize,
 }
 
@@ -112,30 +117,8 @@ pub struct Engine<'a> {
     limits: Limits,
     tape: &'a mut Tape,
     cache: KvCache,
-}
-
-/// A sequence that is being decoded.
-struct Active {
-    request: usize,
-    sample: usize,
-    sequence: SequenceId,
-    /// Sampled, not yet in the cache.
-    pending: u32,
-    response: Response,
-    stream: Stream,
-}
-
-/// A row of logits, and the sequences that sample from it.
-struct Row {
-    at: usize,
-    of: RowOf,
-}
-
-enum RowOf {
-    /// The next token of `active[i]`.
-    Next(usize),
-    /// The first tokens of all samples of a request.
-    First { request: usize, sequence: SequenceId },
+    prefills: Vec<continuous::Prefill>,
+    active: Vec<continuous::Active>,
 }
 
 impl<'a> Engine<'a> {
@@ -147,7 +130,8 @@ impl<'a> Engine<'a> {
         limits: Limits,
         tape: &'a mut Tape,
     ) -> Self {
-        Self { cpu, decoder, params, limits, tape, cache: KvCache::new(&decoder.config, params.precision()) }
+        let cache = KvCache::new(&decoder.config, params.precision());
+        Self { cpu, decoder, params, limits, tape, cache, prefills: Vec::new(), active: Vec::new() }
     }
 
     /// Answers all requests and returns the responses in the order of (request, sample).
@@ -166,142 +150,57 @@ impl<'a> Engine<'a> {
         decode: &dyn Fn(&[u32]) -> String,
         on_token: &mut dyn FnMut(TokenEvent) -> Flow,
     ) -> Vec<Response> {
-        let positions_max = self.decoder.config.positions_max;
-        for request in requests {
-            assert!(!request.ids.is_empty(), "generate: an empty prompt");
-            assert!(request.ids.len() < positions_max, "generate: a prompt of {} tokens", request.ids.len());
-        }
-        let mut done: Vec<Response> = Vec::new();
-        let mut active: Vec<Active> = Vec::new();
-        let mut next_request = 0;
-        let temperature = config.logit_temperature();
-        while next_request < requests.len() || !active.is_empty() {
-            // What this step computes: one token of each running sequence, whole prompts of new ones.
-            let mut feed: Vec<(SequenceId, &[u32])> = Vec::new();
-            let mut rows = Vec::new();
-            let mut tokens = 0;
-            for (i, active) in active.iter().enumerate() {
-                feed.push((active.sequence, std::slice::from_ref(&active.pending)));
-                rows.push(Row { at: tokens, of: RowOf::Next(i) });
-                tokens += 1;
+        let sampler = Arc::new(config.clone());
+        let mut waiting = requests.iter().enumerate().filter(|(_, request)| request.samples > 0).peekable();
+        let mut responses: BTreeMap<(usize, usize), Response> = BTreeMap::new();
+        let mut flow = Flow::Continue;
+        while flow == Flow::Continue {
+            while let Some((index, request)) =
+                waiting.next_if(|(_, request)| self.is_idle() || self.has_sequences(request.samples))
+            {
+                let Request { ids, samples, prompt_id } = request.clone();
+                let sampler = sampler.clone();
+                let id = index as u64;
+                self.admit(Job { id, ids, samples, prompt_id, seed, sampler, top: 0, score_prompt: false });
             }
-            let (mut sequences, mut prefill) = (active.len(), 0);
-            while let Some(request) = requests.get(next_request) {
-                let fits = sequences + request.samples <= self.limits.sequences_max
-                    && prefill + request.ids.len() <= self.limits.prefill_tokens_max;
-                if !fits && !feed.is_empty() {
-                    break;
-                }
-                if request.samples > 0 {
-                    let sequence = self.cache.add();
-                    feed.push((sequence, &request.ids));
-                    tokens += request.ids.len();
-                    rows.push(Row { at: tokens - 1, of: RowOf::First { request: next_request, sequence } });
-                    sequences += request.samples;
-                    prefill += request.ids.len();
-                }
-                next_request += 1;
-            }
-            if feed.is_empty() {
+            if self.is_idle() {
                 break;
             }
-            self.decoder.extend(self.cpu, self.params, &mut self.cache, &feed, self.tape);
-            let row_indices: Vec<usize> = rows.iter().map(|row| row.at).collect();
-            let vocab = self.decoder.config.vocab;
-            let logits = self.decoder.logits(self.cpu, self.params, self.tape, &row_indices, temperature);
-
-            // Who draws from which row, in a fixed order; then all draws at once.
-            let mut draws = Vec::new();
-            for (r, row) in rows.iter().enumerate() {
-                let y_v = &logits[r * vocab..(r + 1) * vocab];
-                match row.of {
-                    RowOf::Next(i) => draws.push((y_v, i)),
-                    RowOf::First { request, sequence } => {
-                        for sample in 0..requests[request].samples {
-                            let last = sample + 1 == requests[request].samples;
-                            let sequence = if last { sequence } else { self.cache.fork(sequence) };
-                            draws.push((y_v, active.len()));
-                            let keys = [requests[request].prompt_id, sample as u64];
-                            active.push(Active {
-                                request,
-                                sample,
-                                sequence,
-                                pending: 0,
-                                response: Response {
-                                    request,
-                                    sample,
-                                    ids: Vec::new(),
-                                    logprobs: Vec::new(),
-                                    sampling_logprobs: Vec::new(),
-                                    entropies: Vec::new(),
-                                    finish: Finish::Length,
-                                },
-                                stream: Stream::new(seed, "sample", &keys),
-                            });
-                        }
-                    }
-                }
-            }
-            let mut drawn: Vec<Option<(Draw, RowStats)>> = vec![None; draws.len()];
-            {
-                let (active, draws) = (&active, &draws);
-                self.cpu.for_each_chunk(&mut drawn, 1, |d, out| {
-                    let (y_v, i) = draws[d];
-                    let Active { request, response, stream, .. } = &active[i];
-                    let mut stream = stream.clone();
-                    // Two words a position: one draw of an f64.
-                    stream.seek(2 * response.ids.len() as u64);
-                    let prompt = &requests[*request].ids;
-                    let draw = sample(self.cpu.isa(), y_v, config, prompt, &response.ids, stream.f64());
-                    out[0] = Some((draw, RowStats::of(self.cpu.isa(), y_v, draw.token)));
-                });
-            }
-            let mut flow = Flow::Continue;
-            let mut finished = Vec::new();
-            for (&(_, i), drawn) in draws.iter().zip(drawn) {
-                let (draw, stats) = drawn.expect("every draw was made");
-                let active = &mut active[i];
-                let response = &mut active.response;
-                response.ids.push(draw.token);
-                response.logprobs.push(stats.logprob);
-                response.sampling_logprobs.push(draw.logprob);
-                response.entropies.push(stats.entropy);
-                active.pending = draw.token;
-                let positions = requests[active.request].ids.len() + response.ids.len();
-                let finish = if config.stop_token_ids.contains(&draw.token)
-                    || config.ends_with_stop_string(&response.ids, decode)
-                {
-                    Some(Finish::Stop)
-                } else if response.ids.len() >= config.max_new_tokens || positions >= positions_max {
-                    Some(Finish::Length)
-                } else {
-                    None
+            self.step(&mut |event| {
+                let Event::Token { job, sample, scored, sampling_logprob, entropy, finish } = event else {
+                    return Flow::Continue;
                 };
-                let event =
-                    TokenEvent { request: active.request, sample: active.sample, token: draw.token, finish };
-                if on_token(event) == Flow::Stop {
+                let request = job as usize;
+                let response =
+                    responses.entry((request, sample)).or_insert_with(|| Response::new(request, sample));
+                response.ids.push(scored.token);
+                response.logprobs.push(scored.logprob);
+                response.sampling_logprobs.push(sampling_logprob);
+                response.entropies.push(entropy);
+                let stopped = config.ends_with_stop_string(&response.ids, decode);
+                let finish = if stopped { Some(Finish::Stop) } else { finish };
+                response.finish = finish.unwrap_or(Finish::Length);
+                if on_token(TokenEvent { request, sample, token: scored.token, finish }) == Flow::Stop {
                     flow = Flow::Stop;
                 }
-                if let Some(finish) = finish {
-                    response.finish = finish;
-                    finished.push(i);
-                }
-            }
-            finished.sort_unstable();
-            for i in finished.into_iter().rev() {
-                let ended = active.remove(i);
-                self.cache.remove(ended.sequence);
-                done.push(ended.response);
-            }
-            if flow == Flow::Stop {
-                break;
-            }
+                if stopped { Flow::Stop } else { Flow::Continue }
+            });
         }
-        for cut in active {
-            self.cache.remove(cut.sequence);
-            done.push(cut.response);
+        self.cancel_all();
+        responses.into_values().collect()
+    }
+}
+
+impl Response {
+    fn new(request: usize, sample: usize) -> Self {
+        Self {
+            request,
+            sample,
+            ids: Vec::new(),
+            logprobs: Vec::new(),
+            sampling_logprobs: Vec::new(),
+            entropies: Vec::new(),
+            finish: Finish::Length,
         }
-        done.sort_by_key(|response| (response.request, response.sample));
-        done
     }
 }
