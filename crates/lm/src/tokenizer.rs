@@ -254,6 +254,20 @@ impl Tokenizer {
         StreamDecoder { tokenizer: self.clone(), skip_special, ids: Vec::new(), shown: 0 }
     }
 
+    /// The same for what continues these ids, so that a first word keeps the space between it and what precedes it.
+    pub fn stream_after(&self, context: &[u32], skip_special: bool) -> StreamDecoder {
+        /// A character and its neighbours are shorter.
+        const CONTEXT_MAX: usize = 16;
+        // The shortest end that is whole characters, and some: a decoder takes away the first space of what it is given.
+        let is_text = |ids: &&[u32]| {
+            let text = self.decode(ids, skip_special).unwrap_or_default();
+            !text.is_empty() && !text.contains(char::REPLACEMENT_CHARACTER)
+        };
+        let ends = (1..=context.len().min(CONTEXT_MAX)).map(|len| &context[context.len() - len..]);
+        let ids = ends.into_iter().find(is_text).unwrap_or_default().to_vec();
+        StreamDecoder { tokenizer: self.clone(), skip_special, shown: ids.len(), ids }
+    }
+
     fn error(&self, error: &(dyn std::error::Error + Send + Sync)) -> LmError {
         LmError::Tokenizer { file: self.inner.file.clone(), message: error.to_string() }
     }

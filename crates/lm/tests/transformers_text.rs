@@ -249,6 +249,30 @@ fn the_bytes_of_tokens_are_those_of_the_text() {
 }
 
 #[test]
+fn a_stream_goes_on_where_a_text_ends() {
+    for (name, golden) in golden("tokens.json").as_object().unwrap() {
+        let t = tokenizer(name);
+        for case in golden["texts"].as_array().unwrap() {
+            let ids = ids(&case["ids"]);
+            let whole = t.decode(&ids, true).unwrap();
+            for cut in 1..ids.len() {
+                let before = t.decode(&ids[..cut], true).unwrap();
+                let Some(expect) = whole
+                    .strip_prefix(&before)
+                    .filter(|_| !before.is_empty() && !before.ends_with('\u{fffd}'))
+                else {
+                    continue;
+                };
+                let mut stream = t.stream_after(&ids[..cut], true);
+                let mut text: String = ids[cut..].iter().map(|&id| stream.push(id).unwrap()).collect();
+                text.push_str(&stream.finish().unwrap());
+                assert_eq!(text, expect, "{name} {case} after {cut}");
+            }
+        }
+    }
+}
+
+#[test]
 fn a_stream_gives_up_on_bytes_that_are_no_text() {
     let t = tokenizer("stories260k");
     // A lone continuation byte, again and again.

@@ -128,8 +128,19 @@ struct Found {
 }
 
 impl Job {
-    fn live_tokens_max(&self, positions_max: usize) -> usize {
-        (self.ids.len() + self.sampler.max_new_tokens).min(positions_max)
+    /// Pages of keys and values that it takes at most, in a model of so many positions.
+    pub fn pages_max(&self, positions_max: usize) -> usize {
+        self.pages(self.samples, positions_max)
+    }
+
+    /// The same while so many of its responses run.
+    fn pages(&self, samples: usize, positions_max: usize) -> usize {
+        if samples == 0 {
+            return self.ids.len().div_ceil(PAGE);
+        }
+        let shared = self.ids.len() / PAGE;
+        let longest = (self.ids.len() + self.sampler.max_new_tokens).min(positions_max);
+        shared + samples * (longest.div_ceil(PAGE) - shared)
     }
 }
 
@@ -163,17 +174,13 @@ impl Engine<'_> {
         self.sequences() + samples.max(1) <= self.limits.sequences_max
     }
 
-    /// Pages of keys and values that a job takes at most.
-    pub fn pages_needed(&self, job: &Job) -> usize {
-        self.pages_of(job, job.samples)
-    }
-
     /// Pages that the running jobs take at most, together.
     pub fn pages_reserved(&self) -> usize {
-        let prefills: usize = self.prefills.iter().map(|prefill| self.pages_needed(&prefill.job)).sum();
+        let positions_max = self.decoder.config.positions_max;
+        let prefills: usize = self.prefills.iter().map(|prefill| prefill.job.pages_max(positions_max)).sum();
         // The samples of a job stand together.
         let jobs = self.active.chunk_by(|a, b| a.job.id == b.job.id);
-        prefills + jobs.map(|samples| self.pages_of(&samples[0].job, samples.len())).sum::<usize>()
+        prefills + jobs.map(|samples| samples[0].job.pages(samples.len(), positions_max)).sum::<usize>()
     }
 
     /// Pages that hold something now.
@@ -184,15 +191,6 @@ impl Engine<'_> {
     /// Bytes of a page.
     pub fn page_bytes(&self) -> usize {
         self.cache.page_bytes()
-    }
-
-    fn pages_of(&self, job: &Job, samples: usize) -> usize {
-        if samples == 0 {
-            return job.ids.len().div_ceil(PAGE);
-        }
-        let shared = job.ids.len() / PAGE;
-        let own = job.live_tokens_max(self.decoder.config.positions_max).div_ceil(PAGE) - shared;
-        shared + samples * own
     }
 
     /// Ends a job, whatever it was doing; nothing more is told of it.
