@@ -137,15 +137,23 @@ Examples:
     #[command(subcommand, arg_required_else_help = true)]
     Panel(PanelVerb),
 
-    /// Serve a project: pages for annotators, reviewers and administrators, and a JSON API
+    /// Serve a project's pages and API, and models behind an OpenAI-compatible one
     #[command(long_about = "\
 Serve a project: pages for annotators, reviewers and administrators, and a JSON API. The first start prints a link that makes the \
 administrator's account. It speaks plain HTTP: beyond this machine, put a proxy that speaks TLS before it and say --behind-proxy. \
-docs/annotation.md has the whole way from here to a panel.")]
+docs/annotation.md has the whole way from here to a panel.
+
+With --channel or --model, models answer under /v1 as OpenAI's chat and completions API does: streams, n, logprobs, stop, seed. A channel \
+serves what is released to it, a share of the users its canary, and takes a canary back that users like less (docs/serving.md). Keys are \
+the accounts' API tokens. --model works without a project too; the key is then what POLITY_API_KEY says, or none is needed on this machine.")]
     #[command(after_long_help = "\
 Examples:
   polity serve
-  polity serve --project helpful --listen 0.0.0.0:8000 --behind-proxy")]
+  polity serve --project helpful --listen 0.0.0.0:8000 --behind-proxy
+  polity serve --channel production
+  polity serve --model runs/sft/model
+  curl http://127.0.0.1:8000/v1/chat/completions -d '{\"model\": \"model\",
+      \"messages\": [{\"role\": \"user\", \"content\": \"Hi\"}]}'")]
     Serve(ServeArgs),
 
     /// Make an immutable dataset of the votes: train, validation and holdout parts

@@ -43,6 +43,7 @@ mod release;
 mod release_args;
 mod sample;
 mod serve;
+mod serving;
 mod settings;
 mod train;
 mod ui;

@@ -25,6 +25,30 @@ pub struct ServeArgs {
     /// A proxy that speaks TLS stands before it: cookies are Secure, and the client's address is the proxy's word (X-Forwarded-For)
     #[arg(long)]
     pub behind_proxy: bool,
+    /// A channel of the project whose releases answer under /v1; repeat for more
+    #[arg(long = "channel", value_name = "NAME", help_heading = "Models")]
+    pub channels: Vec<String>,
+    /// A model that answers under /v1 by its directory's name, or by a given one; repeat for more
+    #[arg(long = "model", short, value_name = "[NAME=]DIR", value_hint = ValueHint::DirPath, help_heading = "Models")]
+    pub models: Vec<String>,
+    /// What is watched in the channels, and what follows; docs/serving.md has the default
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath, help_heading = "Models")]
+    pub policy: Option<PathBuf>,
+    /// A setting of the sampler for requests that say nothing else, as for `polity chat`; repeat for more
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = crate::args::parse_set, help_heading = "Models")]
+    pub sets: Vec<(String, String)>,
+    /// Responses of one model that are decoded together
+    #[arg(long, value_name = "N", default_value_t = 64, value_parser = crate::args::at_least_one, help_heading = "Models")]
+    pub sequences: usize,
+    /// Tokens of one model whose keys and values are kept, of all running responses together
+    #[arg(long, value_name = "N", default_value_t = 65536, value_parser = crate::args::at_least_one, help_heading = "Models")]
+    pub kv_tokens: usize,
+    /// Requests to one model that wait beyond those that run; more are refused (429)
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Models")]
+    pub waiting: usize,
+    /// Seconds that running answers have to end when the server is stopped
+    #[arg(long, value_name = "SECONDS", default_value_t = 30, help_heading = "Models")]
+    pub grace: u64,
 }
 
 /// Flags of `init`.

@@ -49,6 +49,7 @@ pub const EVENT_KINDS: &[&str] = &[
     "approval",
     "release",
     "rollback",
+    "alarm",
     "refusal",
 ];
 

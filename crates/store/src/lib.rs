@@ -88,6 +88,7 @@ mod verdict;
 
 mod dataset;
 mod export;
+mod feedback;
 mod import;
 mod ledger;
 mod progress;
@@ -109,6 +110,7 @@ pub use db::{Backend, JOBS_PER_COMMIT, Store};
 pub use document::document_hash;
 pub use error::{Result, StoreError};
 pub use export::{ExportOptions, ExportRow};
+pub use feedback::{FeedbackRecord, NewFeedback, SERVING, ServedAnswer};
 pub use id::{content_id, hash_parts};
 pub use identity::identity_leak;
 pub use import::{

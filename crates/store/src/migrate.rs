@@ -12,7 +12,11 @@ use crate::db::Backend;
 use crate::error::{Doing, Result, StoreError};
 
 /// In order; the version is the position, counted from 1.
-const MIGRATIONS: &[&str] = &[include_str!("../migrations/0001.sql"), include_str!("../migrations/0002.sql")];
+const MIGRATIONS: &[&str] = &[
+    include_str!("../migrations/0001.sql"),
+    include_str!("../migrations/0002.sql"),
+    include_str!("../migrations/0003.sql"),
+];
 
 /// Tables whose rows never change, by the version that made them.
 const APPEND_ONLY: &[(usize, &str)] = &[
@@ -25,6 +29,7 @@ const APPEND_ONLY: &[(usize, &str)] = &[
     (1, "dataset"),
     (1, "dataset_row"),
     (2, "document"),
+    (3, "feedback"),
 ];
 
 /// The schema that this program reads and writes.

@@ -171,7 +171,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(polity_web::serve(listener, app, async {
+    let server = tokio::spawn(polity_web::serve(listener, app, axum::Router::new(), async {
         let _ = stopped.await;
     }));
     let until = Instant::now() + Duration::from_secs(seconds);

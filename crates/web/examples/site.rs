@@ -191,7 +191,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         let read = tokio::task::spawn_blocking(|| std::io::stdin().read_to_end(&mut Vec::new()));
         let _ = read.await;
     };
-    polity_web::serve(listener, app, stop).await?;
+    polity_web::serve(listener, app, axum::Router::new(), stop).await?;
     store.close().await;
     Ok(())
 }

@@ -49,6 +49,7 @@ use std::future::Future;
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 
 pub use api::openapi;
@@ -60,14 +61,20 @@ pub use route::{Access, Route, router, routes};
 /// How often new votes are sealed into the ledger while the server runs.
 const SEAL_EVERY: Duration = Duration::from_secs(300);
 
-/// Serves until `stop` is done; then lets running requests end, seals the votes into the ledger, and returns.
+/// Serves until `stop` is done; then lets running requests end, seals the votes into the ledger, and returns. `beside` has further
+/// paths, with rules of its own: what a model says (`polity-serve`), which this crate does not know.
 pub async fn serve(
     listener: TcpListener,
     app: App,
+    beside: axum::Router,
     stop: impl Future<Output = ()> + Send + 'static,
 ) -> Result<(), WebError> {
     let sealing = tokio::spawn(seal_now_and_then(app.clone()));
-    let service = router(app.clone()).into_make_service_with_connect_info::<SocketAddr>();
+    let service = router(app.clone()).merge(beside).into_make_service_with_connect_info::<SocketAddr>();
+    // A streamed answer is many small writes: each must leave at once.
+    let listener = listener.tap_io(|stream| {
+        let _ = stream.set_nodelay(true);
+    });
     let served = axum::serve(listener, service).with_graceful_shutdown(stop).await;
     sealing.abort();
     app.store().seal_votes("server", app.now_ms()).await?;

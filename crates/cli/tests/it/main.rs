@@ -7,6 +7,7 @@ mod agreement;
 mod bad_input;
 mod bad_training;
 mod chat;
+mod drill;
 mod gate;
 mod generate;
 mod judge;

@@ -45,7 +45,7 @@ async fn fifty_annotators_at_once() {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
-    let server = tokio::spawn(polity_web::serve(listener, site.app.clone(), async {
+    let server = tokio::spawn(polity_web::serve(listener, site.app.clone(), axum::Router::new(), async {
         let _ = stopped.await;
     }));
     let mut people = Vec::new();
