@@ -326,7 +326,8 @@ impl Shape {
     }
 }
 
-/// JSON has no infinity; OpenAI writes this for what is as good as impossible.
-fn finite(logprob: f32) -> f32 {
-    logprob.max(-9999.0)
+/// A log-prob as JSON: with the digits that give it back in f32, as `polity generate` writes it. JSON has no infinity; OpenAI writes -9999
+/// for what is as good as impossible.
+fn finite(logprob: f32) -> f64 {
+    logprob.max(-9999.0).to_string().parse().expect("a float's text is a float")
 }

@@ -62,9 +62,9 @@ def _():
 
 @check("the client's own stream helper")
 def _():
-    with client.chat.completions.stream(model="tales", messages=ONCE, seed=2, max_tokens=40) as stream:
+    with client.chat.completions.stream(model="tales", messages=ONCE, temperature=0, stop=".", max_tokens=200) as stream:
         final = stream.get_final_completion()
-    assert final.choices[0].message.content
+    assert final.choices[0].message.content and final.choices[0].finish_reason == "stop"
 
 
 @check("log-probs")
