@@ -11,7 +11,7 @@ polity=${2:-target/release/polity}
 venv=target/lm_eval
 if [ ! -e "$venv/ready" ]; then
   python3 -m venv --clear "$venv"
-  "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: 'lm-eval[api]==0.4.13' transformers==5.23.0
+  "$venv/bin/pip" install --quiet --disable-pip-version-check --only-binary=:all: --no-binary=sqlitedict,rouge-score,word2number 'lm-eval[api]==0.4.13' transformers==5.23.0
   touch "$venv/ready"
 fi
 said=$(mktemp)

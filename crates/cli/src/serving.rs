@@ -291,6 +291,10 @@ impl Host for World {
         polity_eval::refusal::string_match(text)
     }
 
+    fn keeps_feedback(&self) -> bool {
+        matches!(self.keys, Keys::Project(_))
+    }
+
     fn keep(&self, feedback: Feedback) -> Answering<()> {
         let Keys::Project(store) = &self.keys else {
             return Box::pin(async {

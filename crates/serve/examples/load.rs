@@ -50,6 +50,10 @@ impl Host for World {
     fn refuses(&self, _text: &str) -> bool {
         false
     }
+    fn keeps_feedback(&self) -> bool {
+        true
+    }
+
     fn keep(&self, _feedback: Feedback) -> Answering<()> {
         Box::pin(async { Ok(()) })
     }

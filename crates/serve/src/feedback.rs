@@ -88,7 +88,7 @@ impl Recent {
 
 /// `POST /v1/feedback`: a thumb.
 pub(crate) async fn thumb(server: &Server, caller: String, body: &[u8]) -> Result<Value, ApiError> {
-    let mut fields = object(body)?;
+    let mut fields = object(server, body)?;
     let up = fields.need("thumb", "\"up\" or \"down\"", |value| match value.as_str() {
         Some("up") => Some(true),
         Some("down") => Some(false),
@@ -109,7 +109,7 @@ pub(crate) async fn thumb(server: &Server, caller: String, body: &[u8]) -> Resul
 
 /// `POST /v1/feedback/preference`: which of two answers to one prompt is better.
 pub(crate) async fn preference(server: &Server, caller: String, body: &[u8]) -> Result<Value, ApiError> {
-    let mut fields = object(body)?;
+    let mut fields = object(server, body)?;
     let answer = fields.need("answer", "\"first\", \"second\" or \"tie\"", |value| match value.as_str() {
         Some("first") => Some(1.0),
         Some("tie") => Some(0.5),
@@ -172,7 +172,13 @@ async fn keep(
     })
 }
 
-fn object(body: &[u8]) -> Result<Fields, ApiError> {
+/// The fields of feedback, where there is a place for it.
+fn object(server: &Server, body: &[u8]) -> Result<Fields, ApiError> {
+    if !server.host().keeps_feedback() {
+        return Err(ApiError::not_found(
+            "this server keeps no feedback: it runs without a project (polity serve --project DIR --channel NAME)",
+        ));
+    }
     match serde_json::from_slice(body) {
         Ok(Value::Object(map)) => Ok(Fields(map)),
         Ok(other) => Err(ApiError::body(format!("the body is {}; expected a JSON object", shown(&other)))),

@@ -23,6 +23,8 @@ pub trait Host: Send + Sync {
     fn caller(&self, key: Option<&str>) -> Answering<Option<String>>;
     /// Whether an answer refuses.
     fn refuses(&self, text: &str) -> bool;
+    /// Whether there is a place for feedback.
+    fn keeps_feedback(&self) -> bool;
     /// Keeps feedback; done when it is on the disk.
     fn keep(&self, feedback: Feedback) -> Answering<()>;
     /// Is told of an alarm. A canary that a policy takes back has been taken back here already; what everyone gets is the host's to change.

@@ -123,6 +123,9 @@ fn a_model_alone_answers_what_generate_answers() {
     assert_eq!(rows.len(), answer["choices"].as_array().unwrap().len());
     let (status, refused) = post(&url, None, &json!({"model": "other", "prompt": "a"}));
     assert_eq!((status, &refused["error"]["code"]), (404, &json!("model_not_found")));
+    let feedback = format!("{}/v1/feedback", at["address"].as_str().unwrap());
+    let (status, refused) = post(&feedback, None, &json!({"id": answer["id"], "thumb": "up"}));
+    assert!(status == 404 && refused.to_string().contains("without a project"), "{status} {refused}");
 
     // An answer that runs when the server is told to stop is told to its end.
     let body =

@@ -50,6 +50,10 @@ impl Host for TestHost {
         text.contains("cannot")
     }
 
+    fn keeps_feedback(&self) -> bool {
+        true
+    }
+
     fn keep(&self, feedback: Feedback) -> Answering<()> {
         self.kept.lock().unwrap().push(feedback);
         Box::pin(async { Ok(()) })

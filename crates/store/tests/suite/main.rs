@@ -8,6 +8,7 @@ mod backends;
 mod accounts;
 mod annotation;
 mod dataset;
+mod feedback;
 mod import;
 mod ledger;
 mod machine;

@@ -223,9 +223,11 @@ on_each! {
         let store = fixture.store(plain_policy(1)).await;
         let events = store.ledger_head().await.unwrap().seq;
         store.close().await;
-        fixture.tamper("document", "DROP TABLE document; DELETE FROM polity_schema WHERE version = 2").await;
-        // PostgreSQL's triggers call a function of their own; SQLite has none.
-        let _ = fixture.try_execute("DROP FUNCTION document_append_only").await;
+        for table in ["document", "feedback"] {
+            fixture.tamper(table, &format!("DROP TABLE {table}; DELETE FROM polity_schema WHERE version > 1")).await;
+            // PostgreSQL's triggers call a function of their own; SQLite has none.
+            let _ = fixture.try_execute(&format!("DROP FUNCTION {table}_append_only")).await;
+        }
         let store = Store::open(&fixture.location, SEED, T0).await.unwrap();
         store.add_verdict(said("m1", "pass", 0), "cli", T0).await.unwrap();
         let found = store.verify(None).await.unwrap();
