@@ -21,5 +21,5 @@ trap 'kill $server; rm -f "$said"' EXIT
 until [ -s "$said" ]; do sleep 0.1; done
 address=$(python3 -c 'import json, sys; print(json.load(open(sys.argv[1]))["address"])' "$said")
 OPENAI_API_KEY=sesame HF_HUB_OFFLINE=1 "$venv/bin/lm_eval" --model local-completions \
-  --model_args "model=served,base_url=$address/v1/completions,tokenizer=$model,num_concurrent=8,max_length=511,batch_size=4" \
+  --model_args "model=served,base_url=$address/v1/completions,tokenizer=$model,num_concurrent=8,max_length=511" --batch_size 4 \
   --include_path bench/lm_eval --tasks "${TASKS:-stories_next,stories_end}"
