@@ -26,12 +26,11 @@ use crate::clock::{unix_ms, utc_of};
 use crate::error::{CommandError, CommandResult, Kind};
 use crate::output::{json_to_stdout, to_stdout};
 use crate::project::Project;
+use crate::record::short;
 use crate::ui::Ui;
 
 /// Columns of the page.
 const COLUMNS: usize = 80;
-/// Digits of a hash that are shown.
-const SHOWN: usize = 12;
 
 /// Runs the verb.
 pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
@@ -208,10 +207,6 @@ fn list(hashes: &[&str]) -> String {
         [] => "no model: name files with --measures".into(),
         hashes => hashes.iter().map(|hash| short(hash)).collect::<Vec<_>>().join(", "),
     }
-}
-
-fn short(hash: &str) -> &str {
-    hash.get(..SHOWN).unwrap_or(hash)
 }
 
 fn print(out: &mut impl Write, verdict: &Verdict) -> io::Result<()> {

@@ -208,7 +208,9 @@ fn html(lineage: &Lineage, title: &str) -> String {
         "<!doctype html>\n<html lang=\"en\"><meta charset=\"utf-8\"><meta name=\"viewport\" content=\"width=device-width\">\
          <title>Lineage of {title}</title>\n<style>body{{font:14px/1.5 system-ui,sans-serif;margin:1.5rem;color:#1c2128;background:#fff}}\
          div{{overflow-x:auto}}table{{border-collapse:collapse}}td,th{{text-align:left;vertical-align:top;padding:.3rem .8rem .3rem 0;\
-         border-top:1px solid #d8dee4}}code{{font-size:.85em;overflow-wrap:anywhere}}.failed,.changed{{color:#c62828;font-weight:600}}</style>\n\
+         border-top:1px solid #d8dee4}}code{{font-size:.85em;overflow-wrap:anywhere}}.failed,.changed{{color:#c62828;font-weight:600}}\
+         svg{{max-width:100%;min-width:56rem;height:auto}}\
+         @media(prefers-color-scheme:dark){{body{{color:#e6edf3;background:#14181d}}td,th{{border-color:#3a424b}}.failed,.changed{{color:#ff8a80}}}}</style>\n\
          <h1>Lineage of {title}</h1><p>{}</p><div>",
         if lineage.verified { "Every link is what it was." } else { "Not every link is what it was." },
         title = escape(title)
