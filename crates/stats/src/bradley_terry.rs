@@ -30,7 +30,7 @@
 
 use serde::Serialize;
 
-use crate::linalg::{Cholesky, product};
+use crate::linalg::{Cholesky, ROUNDING, product};
 use crate::special::normal_quantile;
 use crate::{Error, check_confidence, check_count};
 
@@ -110,8 +110,6 @@ pub struct BradleyTerry {
     ties: Ties,
 }
 
-/// Relative error of the objective: a sum of a million terms that are not compensated.
-const ROUNDING: f64 = 1e-12;
 /// Newton's matrix beyond which dense algebra is the wrong tool.
 const ITEMS_MAX: usize = 4000;
 

@@ -24,7 +24,7 @@ use super::grid::{Data, FEW_NODES, Grid, KINDS, decode, won};
 use crate::Error;
 use crate::bradley_terry::sigmoid;
 use crate::crowd_bt::{CrowdPrior, ln_vote};
-use crate::linalg::{Cholesky, dot};
+use crate::linalg::{Cholesky, ROUNDING, dot};
 
 /// Comparisons from which a fit begins with a tenth of them, and passes are shared among threads.
 const MANY: usize = 5_000;
@@ -34,8 +34,6 @@ const PARTS: usize = 4;
 const WIDE: usize = 3_000;
 /// Length of the last step in standard errors. What it leaves is about the square.
 const LAST_STEP: f64 = 1e-7;
-/// Relative error of the loss: a sum of a million terms that are not compensated.
-const ROUNDING: f64 = 1e-12;
 /// Newton steps after which to give up.
 const STEPS_MAX: usize = 200;
 /// Halvings of a step after which to give up.
