@@ -20,11 +20,11 @@ const PAGE: i64 = 2000;
 /// Runs `freeze`.
 pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
+    let there = project.wait(project.store().progress())?;
     let model = match args.labels {
         Labels::Model => {
-            let votes = project.wait(project.store().progress())?.votes;
             let labels = project.store().model_labels(args.machine_votes);
-            Some(project.watch(ui, "read votes", votes as u64, labels)?)
+            Some(project.watch(ui, "read votes", there.votes as u64, labels)?)
         }
         Labels::Majority | Labels::Soft => None,
     };
@@ -36,7 +36,7 @@ pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
         model,
     };
     // Each comparison is counted, and becomes a row.
-    let comparisons = project.wait(project.store().progress())?.comparisons.values().sum::<i64>();
+    let comparisons = there.comparisons.values().sum::<i64>();
     let frozen = project.store().freeze(freeze, project.actor(), unix_ms());
     let (dataset, left_out) = project.watch(ui, "freeze", 2 * comparisons as u64, frozen)?;
     for (n, why) in [
