@@ -4,40 +4,20 @@
 //! that one.
 
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::path::Path;
+use std::process::{Command, Stdio};
 
-const WHEELS: [&str; 1] = ["openai==3.51.0"];
-
-fn run(command: &mut Command) -> Output {
-    let out =
-        command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; install python3 with its venv module"));
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{command:?}: {}: {said}", out.status);
-    out
-}
-
-/// An interpreter with the client.
-fn python() -> PathBuf {
-    if let Some(python) = std::env::var_os("POLITY_TEST_OPENAI_PYTHON") {
-        return python.into();
-    }
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("openai");
-    let (python, ready) = (venv.join("bin/python"), venv.join("ready"));
-    let wheels = WHEELS.join(" ");
-    if std::fs::read_to_string(&ready).is_ok_and(|done| done == wheels) {
-        return python;
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"];
-    run(Command::new(&python).args(pip).args(WHEELS));
-    std::fs::write(ready, wheels).unwrap();
-    python
-}
+#[path = "../../lm/tests/wheels/mod.rs"]
+mod wheels;
 
 #[test]
 fn the_official_client_chats_streams_and_is_refused() {
-    let python = python();
+    let python = wheels::python(
+        "POLITY_TEST_OPENAI_PYTHON",
+        env!("CARGO_TARGET_TMPDIR"),
+        "openai",
+        &["openai==3.51.0"],
+    );
     let dir = tempfile::tempdir().unwrap();
     let model = dir.path().join("tales");
     std::fs::create_dir(&model).unwrap();

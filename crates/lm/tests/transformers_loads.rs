@@ -5,8 +5,10 @@
 //! The first run installs Transformers, PEFT and PyTorch from wheels beside the other build outputs (some gigabytes, a minute or
 //! two). Set `POLITY_TEST_PYTHON` to an interpreter that has them to use that one.
 
+mod wheels;
+
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::Command;
 
 use polity_compute::optim::{Optimizer, OptimizerConfig};
 use polity_compute::{Batch, Cpu, Decoder, Params, Recompute, Tape};
@@ -25,30 +27,9 @@ fn shared(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../../../shared").join(path)
 }
 
-fn run(command: &mut Command) -> Output {
-    let out =
-        command.output().unwrap_or_else(|e| panic!("{command:?}: {e}; install python3 with its venv module"));
-    let said = String::from_utf8_lossy(&out.stderr);
-    assert!(out.status.success(), "{command:?}: {}: {said}", out.status);
-    out
-}
-
 /// An interpreter with Transformers.
 fn python() -> PathBuf {
-    if let Some(python) = std::env::var_os("POLITY_TEST_PYTHON") {
-        return python.into();
-    }
-    let venv = Path::new(env!("CARGO_TARGET_TMPDIR")).join("transformers");
-    let (python, ready) = (venv.join("bin/python"), venv.join("ready"));
-    let wheels = WHEELS.join(" ");
-    if std::fs::read_to_string(&ready).is_ok_and(|done| done == wheels) {
-        return python;
-    }
-    run(Command::new("python3").args(["-m", "venv", "--clear"]).arg(&venv));
-    let pip = ["-m", "pip", "install", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"];
-    run(Command::new(&python).args(pip).args(WHEELS));
-    std::fs::write(ready, wheels).unwrap();
-    python
+    wheels::python("POLITY_TEST_PYTHON", env!("CARGO_TARGET_TMPDIR"), "transformers", &WHEELS)
 }
 
 fn decoder_of(model: &Model) -> Decoder {
@@ -161,7 +142,7 @@ fn saved_models_load_in_transformers_and_compute_the_same() {
     std::fs::write(&file, serde_json::to_vec(&cases).unwrap()).unwrap();
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/load_saved.py");
     let offline = [("HF_HUB_OFFLINE", "1"), ("TOKENIZERS_PARALLELISM", "false")];
-    let out = run(Command::new(python()).arg(script).arg(&file).envs(offline));
+    let out = wheels::run(Command::new(python()).arg(script).arg(&file).envs(offline));
     let out = String::from_utf8(out.stdout).unwrap();
     let reports: Vec<Value> = out.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!(reports.len(), cases.len());
