@@ -7,10 +7,11 @@
 //! Not here: what a release needs (`release`).
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use polity_rows::FileLock;
 use polity_train::run::Input;
 
 use crate::error::{CommandError, CommandResult, hint_for_writing};
@@ -24,7 +25,7 @@ const PARTIAL: &str = ".partial-";
 #[derive(Debug)]
 pub struct Releases {
     dir: PathBuf,
-    _lock: File,
+    _lock: FileLock,
 }
 
 impl Releases {
@@ -32,16 +33,11 @@ impl Releases {
     pub fn lock(dir: PathBuf) -> CommandResult<Releases> {
         fs::create_dir_all(&dir).map_err(|source| failed(&dir, "make", source))?;
         let path = dir.join(LOCK);
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-        let lock = lock.map_err(|source| failed(&path, "create", source))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(TryLockError::WouldBlock) => {
-                return Err(CommandError::failed(format!("{}: another release is going on", dir.display()))
-                    .hint("wait until it has ended"));
-            }
-            Err(TryLockError::Error(source)) => return Err(failed(&path, "lock", source)),
-        }
+        let lock = FileLock::take(&path).map_err(|source| failed(&path, "create", source))?;
+        let lock = lock.ok_or_else(|| {
+            CommandError::failed(format!("{}: another release is going on", dir.display()))
+                .hint("wait until it has ended")
+        })?;
         for name in names(&dir)? {
             if name.starts_with(PARTIAL) {
                 let left = dir.join(&name);

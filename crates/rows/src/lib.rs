@@ -17,6 +17,7 @@ mod footer;
 pub mod hh;
 mod json;
 mod keys;
+mod lock;
 mod parquet;
 mod prefix;
 mod show;
@@ -28,6 +29,7 @@ mod write;
 pub use atomic::{atomic_write, write_jsonl};
 pub use error::{Place, RowsError};
 pub use json::ROW_BYTES_MAX;
+pub use lock::FileLock;
 pub use source::{Format, PACKED_PARQUET_BYTES_MAX, Rows, open, read};
 pub use text::{Message, Text};
 pub use typed::{

@@ -24,11 +24,11 @@
 //! Not here: what is in a checkpoint (the trainer's), the clock (the caller's), the report's content.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions, TryLockError};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufWriter, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 
-use polity_rows::atomic_write;
+use polity_rows::{FileLock, atomic_write};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -190,7 +190,7 @@ pub struct RunDir {
     clock: Clock,
     checkpoints_max: Option<usize>,
     // Released when the process ends, however it ends.
-    _lock: File,
+    _lock: FileLock,
 }
 
 /// A run to go on with.
@@ -456,17 +456,10 @@ impl RunDir {
     }
 }
 
-/// The lock is the operating system's, on an open file, so a killed process does not leave it behind.
-fn lock(out: &Path) -> Result<File, TrainError> {
+fn lock(out: &Path) -> Result<FileLock, TrainError> {
     let path = out.join(names::LOCK);
-    let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(TrainError::write(&path, "create"))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(TrainError::RunBusy { out: out.to_owned() }),
-        // Some network file systems have no locks. Then nothing guards against a second process, as in other trainers.
-        Err(TryLockError::Error(_)) => Ok(file),
-    }
+    let lock = FileLock::take(&path).map_err(TrainError::write(&path, "create"))?;
+    lock.ok_or_else(|| TrainError::RunBusy { out: out.to_owned() })
 }
 
 /// The first thing that says that there was a run. Empty files and directories do not: `create` makes them before the
