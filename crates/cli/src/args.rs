@@ -14,6 +14,7 @@ use polity_train::config::{Config, KeyInfo};
 use polity_train::settings::{DpoConfig, PpoConfig, Precision, RewardConfig, SftConfig};
 
 use crate::error::CommandResult;
+use crate::eval_args::EvalArgs;
 use crate::project_args::{
     ExportArgs, FreezeArgs, ImportVerb, InProject, InitArgs, LedgerVerb, PanelVerb, SampleArgs, ServeArgs,
 };
@@ -255,6 +256,12 @@ Examples:
   polity agreement --data votes.csv --labels soft.jsonl
   polity agreement --data votes.jsonl --json | jq '.figures[].estimate'")]
     Agreement(AgreementArgs),
+
+    /// Measure a model on suites: files of measures come out, for `polity gate`
+    #[command(after_long_help = "\
+Examples:
+  polity eval runs/ppo/model --suite xstest.toml --suite gsm8k.toml")]
+    Eval(EvalArgs),
 
     /// Whether a model may be released: a policy and measures in, a verdict out
     #[command(long_about = "\

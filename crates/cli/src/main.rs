@@ -18,6 +18,8 @@ mod demo_report;
 mod diff;
 mod doctor;
 mod error;
+mod eval;
+mod eval_args;
 mod export;
 mod freeze;
 mod gate;
@@ -92,6 +94,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Score(args) => measure::score(&args, &global, ui),
         Verb::Chat(args) => chat::run(&args, &global, ui),
         Verb::Agreement(args) => agreement::run(&args, ui),
+        Verb::Eval(args) => eval::run(&args, &global, ui),
         Verb::Gate(args) => gate::run(&args, ui),
         Verb::Release(args) => release::release(&args, &global, ui),
         Verb::Approve(args) => release::approve(&args, &global, ui),

@@ -50,7 +50,8 @@ impl Loaded {
         Ok(loaded)
     }
 
-    fn open(dir: &Path, global: &Global) -> CommandResult<Self> {
+    /// A model of either kind.
+    pub fn open(dir: &Path, global: &Global) -> CommandResult<Self> {
         let model = Model::load(dir)?;
         let decoder = Decoder::new(model.config.clone())
             .map_err(|problem| CommandError::bad_input(format!("{}: {problem}", dir.display())))?;
