@@ -258,9 +258,20 @@ Examples:
     Agreement(AgreementArgs),
 
     /// Measure a model on suites: files of measures come out, for `polity gate`
+    #[command(long_about = "\
+Measure a model on suites (TOML beside a table of rows): answers, refusals, perplexity, right answers, distance from a reference, and who \
+prefers it to a baseline: people, a reward model, or a judge behind an endpoint. What was measured before is found again.
+
+Every measure comes with its interval, by category, and with the value of each prompt, in files that `polity gate` reads. Rows that \
+the model was trained on, as far as its run says, are left out. docs/evaluation.md has every measure.")]
     #[command(after_long_help = "\
 Examples:
-  polity eval runs/ppo/model --suite xstest.toml --suite gsm8k.toml")]
+  polity eval runs/ppo/model --suite xstest.toml --suite gsm8k.toml
+  polity eval runs/ppo/model --baseline runs/sft/model --suite prompts.toml \\
+      --reward-model runs/reward/model
+  polity sample --model runs/sft/model --model runs/ppo/model --part holdout \\
+      --per-prompt 1
+  polity eval runs/ppo/model --baseline runs/sft/model --people")]
     Eval(EvalArgs),
 
     /// Whether a model may be released: a policy and measures in, a verdict out

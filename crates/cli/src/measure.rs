@@ -8,14 +8,15 @@
 use std::ops::Range;
 
 use polity_compute::{Batch, Recompute, Tape};
+use polity_lm::engine::Flow;
 use serde::Serialize;
 
 use crate::args::{Global, MeasureArgs};
-use crate::error::CommandResult;
+use crate::error::{CommandError, CommandResult};
 use crate::host::Interrupts;
 use crate::input::{self, CompletionIds};
 use crate::model::Loaded;
-use crate::output::{RowWriter, Sink};
+use crate::output::Sink;
 use crate::settings::{Read, Settings, Uses};
 use crate::ui::{Ui, Work};
 
@@ -45,9 +46,13 @@ pub fn logprobs(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
     let rows = input::completions(rows, &loaded, ui)?;
     let temperature = settings.sampler.temperature;
     Sink::new(args.output.as_deref()).write(|out| {
-        in_batches("logprobs", &rows, out, ui, |rows, tape, out| {
-            logprobs_of(&loaded, rows, temperature, tape, out)
-        })
+        let stopped = in_batches("logprobs", &rows, ui, |rows, tape| {
+            each_logprobs(&loaded, rows, temperature, tape, |row, logprobs, entropy| {
+                out.row(&LogprobsRow { index: row.index, ids: row.completion(), logprobs, entropy })
+            })?;
+            Ok(if out.closed() { Flow::Stop } else { Flow::Continue })
+        })?;
+        stopped.map_or(Ok(()), |done| Err(out.stopped(done)))
     })
 }
 
@@ -59,29 +64,62 @@ pub fn score(args: &MeasureArgs, global: &Global, ui: &Ui) -> CommandResult {
     loaded.multiply_in(settings.precision);
     let rows = input::completions(rows, &loaded, ui)?;
     Sink::new(args.output.as_deref()).write(|out| {
-        in_batches("score", &rows, out, ui, |rows, tape, out| scores_of(&loaded, rows, tape, out))
+        let stopped = in_batches("score", &rows, ui, |rows, tape| {
+            for (row, score) in rows.iter().zip(scores_of(&loaded, rows, tape)) {
+                out.row(&ScoreRow { index: row.index, score })?;
+            }
+            Ok(if out.closed() { Flow::Stop } else { Flow::Continue })
+        })?;
+        stopped.map_or(Ok(()), |done| Err(out.stopped(done)))
     })
 }
 
-/// Calls `compute` on one batch of rows after the other.
+/// Log-prob and entropy of each completion, summed over its tokens, nats.
+pub fn likelihoods(
+    loaded: &Loaded,
+    rows: &[CompletionIds],
+    temperature: f32,
+    ui: &Ui,
+) -> CommandResult<Vec<(f64, f64)>> {
+    let sum = |values: &[f32]| values.iter().map(|&x| f64::from(x)).sum::<f64>();
+    let mut sums = Vec::with_capacity(rows.len());
+    let stopped = in_batches("log-probs", rows, ui, |rows, tape| {
+        each_logprobs(loaded, rows, temperature, tape, |_, logprobs, entropy| {
+            sums.push((sum(logprobs), sum(entropy)));
+            Ok(())
+        })?;
+        Ok(Flow::Continue)
+    })?;
+    stopped.map_or(Ok(sums), |_| Err(CommandError::interrupted("stopped; nothing was written")))
+}
+
+/// A reward model's score of each completion.
+pub fn scores(loaded: &Loaded, rows: &[CompletionIds], ui: &Ui) -> CommandResult<Vec<f32>> {
+    let mut scores = Vec::with_capacity(rows.len());
+    let stopped = in_batches("scores", rows, ui, |rows, tape| {
+        scores.extend(scores_of(loaded, rows, tape));
+        Ok(Flow::Continue)
+    })?;
+    stopped.map_or(Ok(scores), |_| Err(CommandError::interrupted("stopped; nothing was written")))
+}
+
+/// Calls `compute` on one batch of rows after the other, until it has enough. Returns how many rows were done if someone pressed Ctrl-C.
 fn in_batches(
     label: &str,
     rows: &[CompletionIds],
-    out: &mut RowWriter<'_>,
     ui: &Ui,
-    compute: impl Fn(&[CompletionIds], &mut Tape, &mut RowWriter<'_>) -> CommandResult,
-) -> CommandResult {
+    mut compute: impl FnMut(&[CompletionIds], &mut Tape) -> CommandResult<Flow>,
+) -> CommandResult<Option<usize>> {
     let mut tape = Tape::default();
     let interrupts = Interrupts::install(ui, "")?;
     let started = std::time::Instant::now();
     for part in batches(rows) {
         let (part_end, done) = (part.end, part.end as u64);
-        compute(&rows[part], &mut tape, out)?;
-        if out.closed() {
+        if let Flow::Stop = compute(&rows[part], &mut tape)? {
             break;
         }
         if interrupts.requested() {
-            return Err(out.stopped(part_end));
+            return Ok(Some(part_end));
         }
         let rate = done as f64 / started.elapsed().as_secs_f64();
         let total = rows.len() as u64;
@@ -95,7 +133,7 @@ fn in_batches(
         });
     }
     ui.end_progress();
-    Ok(())
+    Ok(None)
 }
 
 /// Consecutive rows of at most [`BATCH_TOKENS`] together, but at least one.
@@ -133,12 +171,13 @@ fn tree(rows: &[CompletionIds]) -> (Batch, Vec<usize>) {
     (batch, segments)
 }
 
-fn logprobs_of(
+/// Hands each row with its completion's log-probs and entropies to `each`.
+fn each_logprobs(
     loaded: &Loaded,
     rows: &[CompletionIds],
     temperature: f32,
     tape: &mut Tape,
-    out: &mut RowWriter<'_>,
+    mut each: impl FnMut(&CompletionIds, &[f32], &[f32]) -> CommandResult,
 ) -> CommandResult {
     let Loaded { model, decoder, cpu, .. } = loaded;
     let (batch, segments) = tree(rows);
@@ -148,33 +187,19 @@ fn logprobs_of(
     let mut start = 0;
     for row in rows {
         let end = start + row.completion().len();
-        out.row(&LogprobsRow {
-            index: row.index,
-            ids: row.completion(),
-            logprobs: &numbers.logprob_m[start..end],
-            entropy: &numbers.entropy_m[start..end],
-        })?;
+        each(row, &numbers.logprob_m[start..end], &numbers.entropy_m[start..end])?;
         start = end;
     }
     Ok(())
 }
 
-fn scores_of(
-    loaded: &Loaded,
-    rows: &[CompletionIds],
-    tape: &mut Tape,
-    out: &mut RowWriter<'_>,
-) -> CommandResult {
+fn scores_of(loaded: &Loaded, rows: &[CompletionIds], tape: &mut Tape) -> Vec<f32> {
     let Loaded { model, decoder, cpu, .. } = loaded;
     let (batch, segments) = tree(rows);
     decoder.forward(cpu, &model.params, &batch, Recompute::Layer, tape);
     let last_rows: Vec<usize> =
         segments.iter().map(|&segment| batch.last_row(segment).expect("no completion is empty")).collect();
-    let scores = decoder.scalars(&model.params, tape, &last_rows);
-    for (row, score) in rows.iter().zip(scores) {
-        out.row(&ScoreRow { index: row.index, score })?;
-    }
-    Ok(())
+    decoder.scalars(&model.params, tape, &last_rows)
 }
 
 #[cfg(test)]

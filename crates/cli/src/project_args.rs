@@ -122,6 +122,13 @@ pub struct ImportArgs {
     pub errors: usize,
 }
 
+fn part(name: &str) -> Result<Part, String> {
+    Part::ALL
+        .into_iter()
+        .find(|part| part.name() == name)
+        .ok_or_else(|| "expected train, validation or holdout".to_owned())
+}
+
 fn import_format(name: &str) -> Result<ImportFormat, String> {
     ImportFormat::ALL.into_iter().find(|format| format.name() == name).ok_or_else(|| {
         let names: Vec<&str> = ImportFormat::ALL.iter().map(|format| format.name()).collect();
@@ -141,6 +148,9 @@ pub struct SampleArgs {
     /// Prompts to import and answer; all of the project's if absent
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub prompts: Option<PathBuf>,
+    /// Only prompts of one part: train, validation or holdout
+    #[arg(long, value_name = "PART", value_parser = part)]
+    pub part: Option<Part>,
     /// Candidates of each model for each prompt
     #[arg(long, value_name = "K", default_value_t = 2)]
     pub per_prompt: usize,

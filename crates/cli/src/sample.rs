@@ -131,6 +131,13 @@ fn prompts(args: &SampleArgs, project: &Project) -> CommandResult<(Vec<Prompt>, 
         }
     }
     prompts.retain(|prompt| matches!(prompt.content, Content::Text(_)));
+    if let Some(part) = args.part {
+        prompts.retain(|prompt| prompt.part == part);
+        if prompts.is_empty() {
+            return Err(CommandError::bad_input(format!("no prompt with text is in part {}", part.name()))
+                .hint("a prompt's part is fixed by its text and by the shares of polity init"));
+        }
+    }
     if prompts.is_empty() {
         return Err(CommandError::bad_input("the project has no prompts with text")
             .hint("polity import prompts FILE brings some in, as does --prompts FILE"));

@@ -5,9 +5,10 @@
 //! | any, fixed n | Student's interval on errors clustered by prompt (and annotator): `stats::cell_mean`, `cell_difference` |
 //! | 0 or 1, fixed n | Clopper-Pearson on `n / deff` values (Korn & Graubard); `deff` is the clustered over the binomial variance |
 //! | all equal to `v`, in a range | another value has a share of at most `1 - α^(1/n)`: the mean is that far from `v` at most |
+//! | corrected by something uncertain | Student's, with that error added to the spread |
 //! | in a range, anytime | betting confidence sequence on each prompt's mean, in the order in which prompts came |
 //!
-//! The last but one is the zero-failure bound, for any value: 520 answers without a failure, or a candidate that answers every prompt
+//! The third is the zero-failure bound, for any value: 520 answers without a failure, or a candidate that answers every prompt
 //! as its baseline does. The mean that is bet on is the mean over prompts.
 //!
 //! `alpha` is of one side. The pair of bounds covers with probability `1 - 2 alpha`.
@@ -74,7 +75,7 @@ impl Inference {
         let wrap = |source| EvalError::Stats { measure: measure.name.clone(), source };
         let cells = measure.cells();
         match mode {
-            Mode::Fixed => fixed(&cells, None, measure.range, alpha),
+            Mode::Fixed => fixed(&cells, None, measure.range, measure.correction_se, alpha),
             Mode::Anytime => {
                 let means = prompt_means(&cells);
                 Inference::anytime(
@@ -107,7 +108,9 @@ impl Inference {
         }
         let (ours, theirs) = (shared(ours, &theirs_by_prompt), shared(theirs, &ours_by_prompt));
         let range = measure.range.map(|[low, high]| [low - high, high - low]);
-        fixed(&ours, Some(&theirs), range, alpha).map_err(wrap)
+        // One classifier may have erred on both in the same way; that is not known, so nothing is taken off.
+        let correction = measure.correction_se.hypot(reference.correction_se);
+        fixed(&ours, Some(&theirs), range, correction, alpha).map_err(wrap)
     }
 
     /// Of the mean of one value for each prompt, looked at once.
@@ -125,7 +128,7 @@ impl Inference {
                     .enumerate()
                     .map(|(prompt, &sum)| Cell { prompt, annotator: None, sum, n: 1.0 })
                     .collect();
-                fixed(&cells, None, range, alpha)
+                fixed(&cells, None, range, 0.0, alpha)
             }
         }
     }
@@ -274,11 +277,12 @@ impl Inference {
 /// Nobody asks for more.
 const PROMPTS_MAX: u64 = 10_000_000;
 
-/// By cells, looked at once.
+/// By cells, looked at once. `correction_se` is the standard error of what the values were corrected by.
 fn fixed<K: Eq + Hash + Copy>(
     cells: &[Cell<K>],
     against: Option<&[Cell<K>]>,
     range: Option<[f64; 2]>,
+    correction_se: f64,
     alpha: f64,
 ) -> Result<Inference, Error> {
     let both = 1.0 - 2.0 * alpha;
@@ -289,6 +293,7 @@ fn fixed<K: Eq + Hash + Copy>(
     let prompts = cells.iter().map(|cell| cell.prompt).collect::<HashSet<_>>().len();
     let (estimate, se, clusters) = (got.mean.estimate, got.se, got.clusters as f64);
     let method = match range {
+        _ if correction_se > 0.0 => Method::Student { se: se.hypot(correction_se), freedom: clusters - 1.0 },
         // Sums of equal values differ by rounding.
         Some([low, high]) if se < 1e-12 * (high - low) => Method::Constant { low, width: high - low },
         Some([low, high]) if against.is_none() && all_at_the_ends(cells, low, high) => {

@@ -13,8 +13,11 @@
 //! changed number is found. A measure that is no mean of values (a length-controlled rate) has its influence values as items: their
 //! mean is the estimate, their spread its error.
 //!
-//! An evaluation's [`key`](Evaluation::key) is a hash of model, suite and settings: where it is cached, and what makes it the same
-//! evaluation.
+//! Values that were corrected by something uncertain (a classifier's known errors) say how uncertain in `correction_se`, which is added to
+//! the spread of the items.
+//!
+//! An evaluation's [`key`](Evaluation::key) is a hash of model, suite, settings and inputs: where it is cached, and what makes it the same
+//! evaluation. Two models are compared where suite and settings are the same; `inputs` are each model's own.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -34,9 +37,15 @@ pub struct Evaluation {
     pub model: String,
     /// Hash of the suite.
     pub suite: String,
+    /// What people call it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub suite_name: Option<String>,
     /// Whatever else the numbers depend on: sampler, seed, judge.
     #[serde(default)]
     pub settings: Map<String, Value>,
+    /// Hashes of what was there for this model alone, such as people's labels of its answers.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub inputs: Map<String, Value>,
     /// The results.
     pub measures: Vec<Measure>,
 }
@@ -65,6 +74,9 @@ pub struct Measure {
     /// Least and largest possible value.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub range: Option<[f64; 2]>,
+    /// Standard error of what the values were corrected by, beyond their own spread: the errors of a classifier, say.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub correction_se: f64,
     /// One for each prompt, or for each annotator on each prompt, in the order in which they came.
     pub items: Vec<Item>,
 }
@@ -93,6 +105,10 @@ fn is_one(n: &u64) -> bool {
     *n == 1
 }
 
+fn is_zero(x: &f64) -> bool {
+    *x == 0.0
+}
+
 impl Item {
     /// A single value.
     pub fn new(id: impl Into<String>, value: f64) -> Item {
@@ -110,6 +126,19 @@ impl Measure {
         items: Vec<Item>,
         confidence: f64,
     ) -> Result<Measure, EvalError> {
+        Measure::corrected(name, category, unit, range, items, 0.0, confidence)
+    }
+
+    /// The same of values that were corrected by something that is itself known with this standard error.
+    pub fn corrected(
+        name: &str,
+        category: Option<&str>,
+        unit: &str,
+        range: Option<[f64; 2]>,
+        items: Vec<Item>,
+        correction_se: f64,
+        confidence: f64,
+    ) -> Result<Measure, EvalError> {
         let mut measure = Measure {
             name: name.to_owned(),
             category: category.map(str::to_owned),
@@ -120,6 +149,7 @@ impl Measure {
             n: items.iter().map(|item| item.n).sum(),
             confidence,
             range,
+            correction_se,
             items,
         };
         let inference = Inference::of_mean(&measure, Mode::Fixed, 0.5 - 0.5 * confidence)?;
@@ -146,6 +176,12 @@ impl Measure {
         let named = |what: String| Err(format!("measure `{}`: {what}", self.name));
         if self.items.is_empty() {
             return named("no items; expected one for each prompt".into());
+        }
+        if !(self.correction_se >= 0.0 && self.correction_se.is_finite()) {
+            return named(format!(
+                "`correction_se` is {}; expected a number, at least 0",
+                self.correction_se
+            ));
         }
         if !(self.confidence > 0.0 && self.confidence < 1.0) {
             return named(format!("`confidence` is {}; expected a number between 0 and 1", self.confidence));
@@ -187,11 +223,14 @@ impl Measure {
 }
 
 impl Evaluation {
-    /// Hash of model, suite and settings.
+    /// Hash of model, suite, settings and inputs.
     pub fn key(&self) -> String {
         let mut hasher = blake3::Hasher::new();
         let settings = sorted(&Value::Object(self.settings.clone())).to_string();
-        for part in [self.model.as_str(), &self.suite, &settings] {
+        let inputs = sorted(&Value::Object(self.inputs.clone())).to_string();
+        let parts = [self.model.as_str(), &self.suite, &settings, &inputs];
+        // Without inputs the key is that of evaluations from before there were any.
+        for part in &parts[..if self.inputs.is_empty() { 3 } else { 4 }] {
             hasher.update(&(part.len() as u64).to_le_bytes()).update(part.as_bytes());
         }
         hasher.finalize().to_hex().to_string()

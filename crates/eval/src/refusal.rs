@@ -50,11 +50,12 @@ impl Answer {
 }
 
 /// An answer and what people say of it.
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 pub struct Labelled {
     /// The answer.
     pub text: String,
     /// What people say.
+    #[serde(rename = "label")]
     pub answer: Answer,
     /// Whether the prompt is harmless, so that refusing it is over-refusal.
     pub harmless: bool,

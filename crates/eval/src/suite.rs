@@ -2,7 +2,7 @@
 //!
 //! ```toml
 //! name = "xstest"
-//! kind = "refusal"                   # prompts, refusal, exact, numeric, text or preference
+//! kind = "refusal"                   # prompts, refusal, exact, numeric, regex, text or preference
 //! rows = "xstest_prompts.csv"        # JSONL, JSON, Parquet, also gzip'd; or CSV. Beside this file
 //! source = "paul-rottger/exaggerated-safety"
 //! licence = "CC-BY-4.0"
@@ -15,17 +15,25 @@
 //! [values.expect]                    # where its values have; optional
 //! safe = "comply"
 //! unsafe = "refuse"
+//!
+//! [settings]                         # of the sampler, as for `polity generate`; optional
+//! max_new_tokens = 128
 //! ```
+//!
+//! How prompts are asked and answers are read, all optional: `template = "Question: {prompt}\nAnswer:"`; `chat = false` asks in plain text although the
+//! model has a chat template; `extract = '#### (-?[0-9.,]+)'` takes an answer (the row's and the model's) from the last place that matches, its first
+//! group if there is one.
 //!
 //! | kind | a row has, beside `id` (its number if left out), `category` |
 //! |---|---|
 //! | prompts | `prompt` |
 //! | refusal | `prompt`, `expect`: comply or refuse |
 //! | exact, numeric | `prompt`, `answer` |
+//! | regex | `prompt`, `pattern` |
 //! | text | `text` |
 //! | preference | `prompt`, `first`, `second`, `better`: 1 or 2 |
 //!
-//! The suite's hash covers its kind and every row as it is understood, not the name, the source or the file's format: the same rows are
+//! The suite's hash covers its kind, how it asks and reads, and every row as it is understood, not its settings (those are an evaluation's), the name, the source or the file's format: the same rows are
 //! the same suite.
 //!
 //! Not here: answering and scoring.
@@ -33,6 +41,7 @@
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
@@ -50,6 +59,8 @@ pub enum Kind {
     Exact,
     /// Prompts with one right answer, as a number.
     Numeric,
+    /// Prompts whose right answers match a pattern.
+    Regex,
     /// Text whose perplexity is measured.
     Text,
     /// Pairs with a better one: for reward models and judges.
@@ -63,6 +74,7 @@ impl Kind {
             Kind::Prompts => &["prompt"],
             Kind::Refusal => &["prompt", "expect"],
             Kind::Exact | Kind::Numeric => &["prompt", "answer"],
+            Kind::Regex => &["prompt", "pattern"],
             Kind::Text => &["text"],
             Kind::Preference => &["prompt", "first", "second", "better"],
         }
@@ -72,7 +84,8 @@ impl Kind {
     fn check(self, key: &str, value: &str) -> Result<(), &'static str> {
         let (good, expected) = match (self, key) {
             (Kind::Refusal, "expect") => (["comply", "refuse"].contains(&value), "comply or refuse"),
-            (Kind::Numeric, "answer") => (value.replace(',', "").parse::<f64>().is_ok(), "a number"),
+            (Kind::Numeric, "answer") => (number(value).is_some(), "a number"),
+            (Kind::Regex, "pattern") => (Regex::new(value).is_ok(), "a regular expression"),
             (Kind::Preference, "better") => (["1", "2"].contains(&value), "1 or 2"),
             // An empty answer may be the better or the worse one.
             (Kind::Preference, "first" | "second") => (true, ""),
@@ -93,11 +106,73 @@ pub struct Suite {
     pub source: Option<String>,
     /// Its licence.
     pub licence: Option<String>,
-    /// Hash of kind and rows.
+    /// How it asks, and how it reads answers.
+    pub asking: Asking,
+    /// Settings of the sampler, in the file's order.
+    pub settings: Vec<(String, String)>,
+    /// Hash of kind, asking and rows.
     pub hash: String,
     /// The rows.
     pub rows: Vec<SuiteRow>,
 }
+
+/// How prompts are put to a model and what of its response is the answer.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Asking {
+    /// With `{prompt}` where the prompt goes.
+    pub template: Option<String>,
+    /// Whether as a user's message; as the model has it, if absent.
+    pub chat: Option<bool>,
+    /// A regular expression whose last match is the answer.
+    pub extract: Option<String>,
+}
+
+impl Asking {
+    /// The text that a model is asked.
+    pub fn prompt(&self, prompt: &str) -> String {
+        self.template.as_ref().map_or_else(|| prompt.to_owned(), |template| template.replace(PROMPT, prompt))
+    }
+
+    /// Finds answers in texts.
+    pub fn reader(&self) -> Reader {
+        let pattern = |pattern: &String| Regex::new(pattern).expect("checked when the suite was read");
+        Reader(self.extract.as_ref().map(pattern))
+    }
+}
+
+/// Finds answers in texts.
+#[derive(Clone, Debug)]
+pub struct Reader(Option<Regex>);
+
+impl Reader {
+    /// What matches last, its first group if there is one; without a pattern all of the text.
+    pub fn read<'t>(&self, text: &'t str) -> Option<&'t str> {
+        let Some(pattern) = &self.0 else { return Some(text) };
+        let found = pattern.captures_iter(text).last()?;
+        found.get(1).or(found.get(0)).map(|part| part.as_str())
+    }
+
+    /// The number that it reads as; without a pattern, the last one in the text.
+    pub fn number(&self, text: &str) -> Option<f64> {
+        match &self.0 {
+            Some(_) => number(self.read(text)?),
+            None => {
+                let word = |c: char| !(c.is_ascii_digit() || matches!(c, '.' | ',' | '-' | '+' | 'e' | 'E'));
+                text.split(word).rev().find_map(number)
+            }
+        }
+    }
+}
+
+/// `1,234.50`, `$3`, `12 %` and `18.` as people write them.
+pub(crate) fn number(text: &str) -> Option<f64> {
+    let text = text.trim().trim_start_matches('$').trim_end_matches(['%', ' ']).replace(',', "");
+    let number: f64 = text.trim_end_matches('.').parse().ok()?;
+    (number.is_finite() && text.contains(|c: char| c.is_ascii_digit())).then_some(number)
+}
+
+/// Where a template has the prompt.
+const PROMPT: &str = "{prompt}";
 
 /// One row, by the keys of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -119,6 +194,11 @@ struct RawSuite {
     source: Option<String>,
     licence: Option<String>,
     rows_blake3: Option<String>,
+    template: Option<toml::Spanned<String>>,
+    chat: Option<bool>,
+    extract: Option<toml::Spanned<String>>,
+    #[serde(default)]
+    settings: toml::Table,
     #[serde(default)]
     columns: BTreeMap<String, toml::Spanned<String>>,
     #[serde(default)]
@@ -140,6 +220,8 @@ impl Suite {
                 return Err(strict::at(file, &text, &column.span(), &message));
             }
         }
+        let asking = raw.asking(file, &text)?;
+        let settings = raw.settings.iter().map(|(key, value)| (key.clone(), as_set(value))).collect();
         let path = file.parent().unwrap_or(Path::new("")).join(&raw.rows);
         if let Some(expected) = &raw.rows_blake3 {
             let bytes =
@@ -161,12 +243,15 @@ impl Suite {
             kind: raw.kind,
             source: raw.source.clone(),
             licence: raw.licence.clone(),
+            asking,
+            settings,
             hash: String::new(),
             rows: Vec::with_capacity(table.len()),
         };
+        let reader = suite.asking.reader();
         let mut ids = HashSet::new();
         for (number, (place, row)) in table.iter().enumerate() {
-            let row = raw.row(number, row).map_err(|what| wrong(&path, place, &what))?;
+            let row = raw.row(number, row, &reader).map_err(|what| wrong(&path, place, &what))?;
             if !ids.insert(row.id.clone()) {
                 return Err(wrong(&path, place, &format!("a second row with id `{}`", row.id)));
             }
@@ -175,15 +260,44 @@ impl Suite {
         if suite.rows.is_empty() {
             return Err(EvalError::Measures { file: path, message: "no rows; expected at least one".into() });
         }
-        let canonical = serde_json::to_vec(&(suite.kind, &suite.rows)).expect("texts are JSON");
+        // Who asks plainly has the hash from before there were other ways.
+        let canonical = match suite.asking == Asking::default() {
+            true => serde_json::to_vec(&(suite.kind, &suite.rows)),
+            false => serde_json::to_vec(&(suite.kind, &suite.asking, &suite.rows)),
+        };
+        let canonical = canonical.expect("texts are JSON");
         suite.hash = blake3::hash(&canonical).to_hex().to_string();
         Ok(suite)
     }
 }
 
+/// A value of `[settings]` as `--set` takes it.
+fn as_set(value: &toml::Value) -> String {
+    match value {
+        toml::Value::String(text) => text.clone(),
+        other => other.to_string(),
+    }
+}
+
 impl RawSuite {
+    fn asking(&self, file: &Path, text: &str) -> Result<Asking, EvalError> {
+        if let Some(template) = self.template.as_ref().filter(|template| !template.get_ref().contains(PROMPT))
+        {
+            let message = format!("`template` has no {PROMPT}, which stands for the prompt");
+            return Err(strict::at(file, text, &template.span(), &message));
+        }
+        if let Some(extract) = &self.extract
+            && let Err(error) = Regex::new(extract.get_ref())
+        {
+            return Err(strict::at(file, text, &extract.span(), &format!("`extract`: {error}")));
+        }
+        let plain =
+            |value: &Option<toml::Spanned<String>>| value.as_ref().map(|value| value.get_ref().clone());
+        Ok(Asking { template: plain(&self.template), chat: self.chat, extract: plain(&self.extract) })
+    }
+
     /// A row of this kind.
-    fn row(&self, number: usize, row: &Map<String, Value>) -> Result<SuiteRow, String> {
+    fn row(&self, number: usize, row: &Map<String, Value>, reader: &Reader) -> Result<SuiteRow, String> {
         let get = |key: &str| -> Result<Option<String>, String> {
             let column = self.columns.get(key).map_or(key, |column| column.get_ref().as_str());
             let found = match row.get(column) {
@@ -206,6 +320,10 @@ impl RawSuite {
                 Some(column) => format!("`{}` is missing, the column of `{key}`", column.get_ref()),
                 None => format!("`{key}` is missing; name its column in [columns] if it has another name"),
             })?;
+            let value = match key {
+                "answer" => reader.read(&value).map(str::to_owned).unwrap_or(value),
+                _ => value,
+            };
             let checked = self.kind.check(key, &value);
             checked.map_err(|expected| {
                 format!("`{key}` is {:.60}; expected {expected}", format!("{value:?}"))

@@ -19,7 +19,14 @@ fn models() -> Models {
 
 fn evaluation(model: &str, measures: Vec<Measure>) -> Evaluation {
     let settings = json!({"seed": 1}).as_object().unwrap().clone();
-    Evaluation { model: model.into(), suite: "suite".into(), settings, measures }
+    Evaluation {
+        model: model.into(),
+        suite: "suite".into(),
+        suite_name: None,
+        settings,
+        inputs: Default::default(),
+        measures,
+    }
 }
 
 /// A measure with one value a prompt.

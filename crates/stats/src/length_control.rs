@@ -25,7 +25,7 @@ use crate::special::t_quantile;
 use crate::{Error, check_confidence, check_count, check_values};
 
 /// A win rate without what length bought.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct LengthControlled {
     /// Win rate at equal length.
     pub rate: Estimate,
@@ -35,6 +35,9 @@ pub struct LengthControlled {
     pub se_logit: f64,
     /// Prompts.
     pub clusters: usize,
+    /// What each score adds to the rate: `σ'(θ) n (H⁻¹ z_i (x_i - p_i))_θ`. Their mean is 0; the spread of their mean, clustered by prompt, is
+    /// the rate's standard error.
+    pub influence: Vec<f64>,
 }
 
 /// Fits `scores` in `[0, 1]` given the two lengths (any unit, the same for both), clustered by prompt.
@@ -93,11 +96,18 @@ pub fn length_controlled<K: Eq + Hash>(
     let ends = |k: usize| (theta[k] - t * se(k), theta[k] + t * se(k));
     let ((low, high), n) = (ends(0), scores.len());
     let length = ends(1);
+    let rate = sigmoid(theta[0]);
+    let influence = scores.iter().zip(&feature).map(|(x, f)| {
+        let pull = x - sigmoid(theta[0] + theta[1] * f);
+        rate * (1.0 - rate) * n as f64 * pull * (inverse[0] + inverse[1] * f)
+    });
+    let influence = influence.collect();
     Ok(LengthControlled {
-        rate: Estimate { estimate: sigmoid(theta[0]), low: sigmoid(low), high: sigmoid(high), n },
+        rate: Estimate { estimate: rate, low: sigmoid(low), high: sigmoid(high), n },
         length: Estimate { estimate: theta[1], low: length.0, high: length.1, n },
         se_logit: se(0),
         clusters: members.len(),
+        influence,
     })
 }
 

@@ -4,8 +4,8 @@
 
 use polity_stats::{
     Alternative, BettingTest, Cell, ErrorRates, Optimiser, beta_quantile, cell_difference, cell_mean,
-    clopper_pearson, confidence_sequence, holm, length_controlled, log_loss, over_optimisation, temperature,
-    true_prevalence,
+    clopper_pearson, clustered_mean, confidence_sequence, holm, length_controlled, log_loss,
+    over_optimisation, temperature, true_prevalence,
 };
 use serde_json::Value;
 
@@ -132,6 +132,12 @@ fn win_rate_at_equal_length() {
     near("low", got.rate.low, sigmoid(theta - t * num(&golden, "se_theta")), 1e-12);
     near("phi", got.length.estimate, phi, 2e-11);
     near("phi high", got.length.high, phi + t * num(&golden, "se_phi"), 2e-11);
+    // The influence values say the same: their mean is 0, and clustered by prompt they have the sandwich's error.
+    let values = got.influence.iter().map(|influence| got.rate.estimate + influence).collect::<Vec<_>>();
+    let by_prompt = clustered_mean(&values, &ids(&golden["prompt"]), 0.9).unwrap();
+    let p = got.rate.estimate;
+    near("mean of influence", by_prompt.mean.estimate, p, 1e-12);
+    near("spread of influence", by_prompt.se / (p * (1.0 - p)), num(&golden, "se_theta"), 1e-12);
     // Length bought wins, and the raw rate shows them.
     let raw = score.iter().sum::<f64>() / score.len() as f64;
     assert!(got.length.low > 0.0 && raw > got.rate.estimate, "{got:?}, raw {raw}");

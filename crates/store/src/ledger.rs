@@ -44,6 +44,7 @@ pub const EVENT_KINDS: &[&str] = &[
     "export",
     "run",
     "evaluation",
+    "look",
     "verdict",
     "channel",
     "approval",
@@ -126,7 +127,7 @@ pub(crate) async fn recorded<T: DeserializeOwned>(
     events_of(connection, kind).await?.into_iter().map(Recorded::of).collect()
 }
 
-async fn events_of(connection: &mut AnyConnection, kind: &'static str) -> Result<Vec<Event>> {
+pub(crate) async fn events_of(connection: &mut AnyConnection, kind: &'static str) -> Result<Vec<Event>> {
     sqlx::query("SELECT * FROM ledger WHERE kind = $1 ORDER BY seq")
         .bind(kind)
         .fetch_all(connection)

@@ -91,6 +91,7 @@ mod export;
 mod feedback;
 mod import;
 mod ledger;
+mod look;
 mod progress;
 mod review;
 mod similar;
@@ -117,6 +118,7 @@ pub use import::{
     Duplicates, ImportFormat, ImportOptions, Imported, ImportedVote, Parsed, Take, read as read_import,
 };
 pub use ledger::{EVENT_KINDS, Event, GENESIS, NOBODY, Recorded};
+pub use look::{HoldoutVote, Look, Looks};
 pub use machine::MachineVote;
 pub use migrate::SCHEMA_VERSION;
 pub use panel::panel_votes;

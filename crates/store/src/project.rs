@@ -67,6 +67,14 @@ pub struct Policy {
     pub repeat_gap: i64,
     /// A comparison flagged by this many is held back for review.
     pub flags_hold: i64,
+    /// How often what people said on the holdout's prompts may be looked at ([`Store::look`]).
+    #[serde(default = "holdout_looks")]
+    pub holdout_looks: i64,
+}
+
+/// Of projects from before there was a budget, too.
+fn holdout_looks() -> i64 {
+    20
 }
 
 impl Policy {
@@ -83,6 +91,7 @@ impl Policy {
             repeat_share: 0.05,
             repeat_gap: 20,
             flags_hold: 2,
+            holdout_looks: holdout_looks(),
         }
     }
 
@@ -102,6 +111,7 @@ impl Policy {
         least("calibration_first", self.calibration_first, 0)?;
         least("repeat_gap", self.repeat_gap, 1)?;
         least("flags_hold", self.flags_hold, 1)?;
+        least("holdout_looks", self.holdout_looks, 0)?;
         share("random_share", self.random_share)?;
         share("calibration_pass", self.calibration_pass)?;
         share("repeat_share", self.repeat_share)?;

@@ -38,6 +38,11 @@ const POLICY: &[Field] = &[
     ),
     needed("repeat_gap", Kind::Int, "Votes of the annotator between a comparison and its repeat."),
     needed("flags_hold", Kind::Int, "A comparison flagged by this many is held back."),
+    needed(
+        "holdout_looks",
+        Kind::Int,
+        "How often the holdout's votes may be looked at (polity eval --people).",
+    ),
 ];
 
 const FREEZE: &[Field] = &[

@@ -9,8 +9,8 @@
 //!
 //! Not here: what the votes are worth (`polity agreement --machine-votes` shows them beside people's).
 
-mod client;
-mod question;
+pub mod client;
+pub mod question;
 
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -85,7 +85,8 @@ impl From<AskError> for Trouble {
     }
 }
 
-fn failed(error: AskError) -> CommandError {
+/// An endpoint's failure, and what to do about it.
+pub fn failed(error: AskError) -> CommandError {
     let hint = match &error {
         AskError::Refused { status: 401 | 403, .. } => format!("the key is read from {KEY_VARIABLE}"),
         _ => "votes and replies so far are kept: the same command goes on where it stopped".to_owned(),
@@ -95,7 +96,8 @@ fn failed(error: AskError) -> CommandError {
 
 /// Runs the verb.
 pub fn run(args: &JudgeArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let endpoint = endpoint(args)?;
+    let timeout = Duration::from_secs(args.timeout);
+    let endpoint = endpoint(&args.endpoint, &args.model, &args.sets, args.tries, timeout, args.budget)?;
     let project = Project::open(&args.project)?;
     let client = Client::new(endpoint, &project.dir().join(CACHE_FILE))?;
     let store = project.store();
@@ -139,23 +141,30 @@ pub fn run(args: &JudgeArgs, global: &Global, ui: &Ui) -> CommandResult {
     failed.map_or(Ok(()), Err)
 }
 
-fn endpoint(args: &JudgeArgs) -> CommandResult<Endpoint> {
-    if !args.endpoint.starts_with("http://") && !args.endpoint.starts_with("https://") {
+/// Where a judge is asked. Its key is read from the environment.
+pub fn endpoint(
+    url: &str,
+    model: &str,
+    sets: &[(String, String)],
+    tries: u32,
+    timeout: Duration,
+    budget: u64,
+) -> CommandResult<Endpoint> {
+    if !url.starts_with("http://") && !url.starts_with("https://") {
         return Err(CommandError::bad_input(format!(
-            "--endpoint {}: expected http:// or https://, up to and with /v1",
-            args.endpoint
+            "the judge's endpoint {url}: expected http:// or https://, up to and with /v1"
         )));
     }
     let key = std::env::var(KEY_VARIABLE).ok().map(|key| key.trim().to_owned());
     Ok(Endpoint {
-        url: args.endpoint.trim_end_matches('/').to_owned(),
-        model: args.model.clone(),
+        url: url.trim_end_matches('/').to_owned(),
+        model: model.to_owned(),
         key: key.filter(|key| !key.is_empty()),
-        fields: args.sets.iter().map(|(key, value)| (key.clone(), field(value))).collect(),
-        tries: args.tries,
-        timeout: Duration::from_secs(args.timeout),
+        fields: sets.iter().map(|(key, value)| (key.clone(), field(value))).collect(),
+        tries,
+        timeout,
         wait: FIRST_WAIT,
-        budget_tokens: (args.budget > 0).then_some(args.budget),
+        budget_tokens: (budget > 0).then_some(budget),
     })
 }
 

@@ -404,7 +404,10 @@ fn find<'e>(
     model: &str,
     evaluations: &'e [Evaluation],
 ) -> Result<Option<(&'e Evaluation, &'e Measure)>, EvalError> {
-    let of_model = evaluations.iter().filter(|evaluation| evaluation.model == model);
+    let of_model = evaluations.iter().filter(|evaluation| {
+        let wanted = criterion.suite.is_none() || evaluation.suite_name == criterion.suite;
+        wanted && evaluation.model == model
+    });
     let mut found = of_model.filter_map(|evaluation| {
         let measure = evaluation.measure(&criterion.measure, criterion.category.as_deref())?;
         Some((evaluation, measure))
@@ -414,7 +417,7 @@ fn find<'e>(
         (Some((one, _)), Some((other, _))) => Err(EvalError::Criterion {
             criterion: criterion.id.clone(),
             message: format!(
-                "{} of model {} was measured twice, on suites {} and {} or with other settings; give one of them",
+                "{} of model {} was measured twice, on suites {} and {} or with other settings; give one of them, or name the criterion's `suite`",
                 name_of(criterion),
                 short(model),
                 short(&one.suite),

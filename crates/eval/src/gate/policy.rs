@@ -11,6 +11,7 @@
 //! id = "better"
 //! measure = "win_rate"
 //! category = "helpfulness"     # everything if left out
+//! suite = "arena"              # the suite's name; any if left out
 //! better = "higher"            # or "lower"
 //! comparator = "absolute"      # against `limit`; or "baseline", "last_release": against that model's measure, prompt by prompt
 //! limit = 0.5
@@ -62,6 +63,8 @@ pub struct Criterion {
     pub measure: String,
     /// Its category; `None` is the one over everything.
     pub category: Option<String>,
+    /// Name of the suite that it must be measured on; `None` is any.
+    pub suite: Option<String>,
     /// Which way is good.
     pub better: Direction,
     /// What it is compared with.
@@ -132,6 +135,7 @@ struct RawCriterion {
     id: Spanned<String>,
     measure: String,
     category: Option<String>,
+    suite: Option<String>,
     better: Direction,
     comparator: Spanned<Comparator>,
     limit: Option<Spanned<f64>>,
@@ -261,6 +265,7 @@ impl Check<'_> {
             id: raw.id.into_inner(),
             measure: raw.measure,
             category: raw.category,
+            suite: raw.suite,
             better: raw.better,
             comparator,
             limit,

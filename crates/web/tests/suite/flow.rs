@@ -353,6 +353,7 @@ async fn settings_and_people_are_kept_and_written_down() {
         "repeat_share",
         "repeat_gap",
         "flags_hold",
+        "holdout_looks",
     ]
     .map(|name| {
         (
