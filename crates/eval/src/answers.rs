@@ -84,6 +84,15 @@ impl<'s> Table<'s> {
         Ok(())
     }
 
+    /// Adds a share of the suite's rows, without categories.
+    pub fn add_share_of_rows(&mut self, name: &str, are: &[bool]) -> Result<(), EvalError> {
+        let items =
+            self.suite.rows.iter().zip(are).map(|(row, &is)| Item::new(row.id.clone(), f64::from(is)));
+        let items = items.collect();
+        self.measures.push(Measure::new(name, None, "share", Some([0.0, 1.0]), items, self.confidence)?);
+        Ok(())
+    }
+
     /// Adds a measure that was made elsewhere.
     pub fn push(&mut self, measure: Measure) {
         self.measures.push(measure);
@@ -102,7 +111,7 @@ impl<'s> Table<'s> {
 }
 
 /// Whether means differ at all; equal values without a range have no interval.
-fn differ(items: &[Item]) -> bool {
+pub(crate) fn differ(items: &[Item]) -> bool {
     let mean = |item: &Item| item.sum / item.n as f64;
     items.iter().any(|item| mean(item) != mean(&items[0]))
 }
@@ -120,14 +129,14 @@ pub struct Answered {
     pub stopped: bool,
 }
 
-/// What can be said of answers alone.
-pub fn add_answers(table: &mut Table<'_>, answers: &[Answered]) -> Result<(), EvalError> {
+/// What can be said of answers alone, which have at most `tokens_max` tokens.
+pub fn add_answers(table: &mut Table<'_>, answers: &[Answered], tokens_max: usize) -> Result<(), EvalError> {
     const SHARE: Option<[f64; 2]> = Some([0.0, 1.0]);
     let suite = table.suite;
     match suite.kind {
         Kind::Prompts => {
             let tokens = answers.iter().map(|answer| (answer.row, answer.tokens as f64, 1));
-            table.add("response_tokens", "tokens", None, tokens)?;
+            table.add("response_tokens", "tokens", Some([0.0, tokens_max as f64]), tokens)?;
             let cut = answers.iter().map(|answer| (answer.row, f64::from(!answer.stopped), 1));
             table.add("share_at_cap", "share", SHARE, cut)?;
             let distinct = answers.iter().filter_map(|a| Some((a.row, distinct_pairs(&a.text)?, 1)));

@@ -14,7 +14,7 @@
 //!
 //! Not here: asking.
 
-use crate::answers::Table;
+use crate::answers::{Table, differ};
 use crate::{EvalError, Item, Measure};
 
 /// Who judged.
@@ -69,6 +69,7 @@ pub fn add_win_rate(table: &mut Table<'_>, judge: Judge, judged: &[Judged]) -> R
         }
         if let Some((rate, influence)) = at_equal_length(&of_category, table.confidence())
             && let Some(items) = enough(items(&of_category, table, |_, i| rate + influence[i]))
+            && differ(&items)
         {
             let name = format!("{name}_length_controlled");
             controlled.push(Measure::new(&name, category, "share", None, items, table.confidence())?);

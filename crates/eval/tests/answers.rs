@@ -45,7 +45,7 @@ fn right_answers() {
         let row = |id: &str| serde_json::json!({"id": id, "prompt": "p", key: right}).to_string();
         let suite = suite(head, &format!("{}\n{}\n", row("a"), row("b"))).unwrap();
         let mut table = Table::new(&suite, 0.95);
-        add_answers(&mut table, &[answered(0, answer), answered(1, answer)]).unwrap();
+        add_answers(&mut table, &[answered(0, answer), answered(1, answer)], 99).unwrap();
         assert_eq!(
             find(&table.finish(), "exact_match", None).estimate,
             expect,
@@ -114,7 +114,7 @@ fn what_answers_are_like() {
         answered(2, "x"),
         answered(3, "y z …"),
     ];
-    add_answers(&mut table, &answers).unwrap();
+    add_answers(&mut table, &answers, 8).unwrap();
     let measures = table.finish();
     let tokens = find(&measures, "response_tokens", None);
     assert_eq!((tokens.estimate, tokens.n, tokens.items.len()), ((4 + 4 + 2 + 1 + 3) as f64 / 5.0, 5, 4));

@@ -136,7 +136,7 @@ async fn holdout_votes(
                 a.model_hash AS hash_a, a.content AS text_a, b.content AS text_b, \
                 CASE WHEN v.annotator_id IN ( \
                     SELECT t.annotator_id FROM effective_vote t JOIN comparison tc ON tc.id = t.comparison_id \
-                    JOIN prompt tp ON tp.id = tc.prompt_id WHERE tp.part = $3 AND t.kind = 'work') \
+                    JOIN prompt tp ON tp.id = tc.prompt_id WHERE tp.part = $3 AND t.kind = 'work' AND t.overall NOT IN ('skip', 'flag')) \
                 THEN 1 ELSE 0 END AS trained \
          FROM effective_vote v JOIN comparison c ON c.id = v.comparison_id JOIN prompt p ON p.id = c.prompt_id \
          JOIN response a ON a.id = c.response_a JOIN response b ON b.id = c.response_b \

@@ -187,8 +187,7 @@ impl Bench<'_> {
         self.shelf.find_or(suite, wanted, |evaluation| {
             let mut table = Table::new(suite, CONFIDENCE);
             if seen.known {
-                let values = seen.rows.iter().enumerate().map(|(row, &seen)| (row, f64::from(seen), 1));
-                table.add("contaminated", "share", Some([0.0, 1.0]), values)?;
+                table.add_share_of_rows("contaminated", &seen.rows)?;
             }
             if suite.kind == Kind::Text {
                 add_texts(&mut table, &self.texts(suite, seen)?)?;
@@ -196,7 +195,7 @@ impl Bench<'_> {
                 let responses = self.candidate.respond(suite, settings, &self.shelf, self.ui)?;
                 let answers: Vec<_> =
                     responses.answered().into_iter().filter(|answer| !seen.rows[answer.row]).collect();
-                add_answers(&mut table, &answers)?;
+                add_answers(&mut table, &answers, settings.sampler.max_new_tokens)?;
                 match suite.kind {
                     Kind::Prompts => {
                         let (likelihoods, _) = self.likelihoods(&responses, settings, seen, None)?;

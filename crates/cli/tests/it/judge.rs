@@ -13,16 +13,16 @@ use serde_json::{Value, json};
 use crate::support::{Run, command, interrupt, polity, run_of, text, wait_for};
 
 /// A reply: HTTP's status, headers, body.
-type Reply = (u16, &'static str, String);
+pub type Reply = (u16, &'static str, String);
 
 /// Serves chat completions by a function of the number of the request and its body; keeps what was asked.
-struct Server {
-    url: String,
+pub struct Server {
+    pub url: String,
     asked: Arc<Mutex<Vec<(String, Value)>>>,
 }
 
 impl Server {
-    fn new(answer: impl Fn(usize, &Value) -> Reply + Send + 'static) -> Self {
+    pub fn new(answer: impl Fn(usize, &Value) -> Reply + Send + 'static) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let url = format!("http://{}/v1", listener.local_addr().unwrap());
         let asked = Arc::new(Mutex::new(Vec::new()));
@@ -37,7 +37,7 @@ impl Server {
     }
 
     /// Requests that were answered, or are about to be.
-    fn requests(&self) -> usize {
+    pub fn requests(&self) -> usize {
         self.asked.lock().unwrap().len()
     }
 }
@@ -76,7 +76,7 @@ fn serve(
     );
 }
 
-fn says(content: &str) -> Reply {
+pub fn says(content: &str) -> Reply {
     let body = json!({"choices": [{"message": {"role": "assistant", "content": content}}], "usage": {"total_tokens": 100}});
     (200, "", body.to_string())
 }

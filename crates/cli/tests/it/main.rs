@@ -8,6 +8,7 @@ mod bad_input;
 mod bad_training;
 mod chat;
 mod drill;
+mod eval;
 mod gate;
 mod generate;
 mod judge;

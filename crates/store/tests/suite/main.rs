@@ -11,5 +11,6 @@ mod dataset;
 mod feedback;
 mod import;
 mod ledger;
+mod look;
 mod machine;
 mod release;
