@@ -9,7 +9,7 @@ use std::path::Path;
 
 use polity_stats::wilson;
 use polity_train::report::{self, Measure, Page, RunData, final_measures, grid, table};
-use polity_train::svg::{Bar, BarChart, BarGroup, LineChart, Mark, Series, escape, short};
+use polity_chart::{Bar, BarChart, BarGroup, Form, LineChart, Mark, Series, escape, short};
 use polity_world::{Category, Panel, Prompt, Split, Vote, World, vocabulary};
 
 use crate::demo::CONFIDENCE;
@@ -214,6 +214,7 @@ impl DemoReport<'_> {
                 categories: rows.iter().map(|(_, _, label)| label.replace('_', " ")).collect(),
                 groups: groups.filter(|group| group.bars.iter().any(Option::is_some)).collect(),
                 reference,
+                form: Form::Bars,
             }
             .to_html()
         };
@@ -383,12 +384,17 @@ fn proxy_and_gold(ppo: &RunData) -> String {
         let new = raised.filter(|alarm| (evaluated + 1..=step.step).contains(&alarm.step));
         marks.extend(new.map(|alarm| Mark {
             x: kl,
+            name: format!("{}, step {}", alarm.alarm, alarm.step),
             label: format!("step {}: {}: {}", alarm.step, alarm.alarm, alarm.message),
         }));
         since.clear();
         evaluated = step.step;
     }
-    let series = |name: &str, points| Series { name: name.into(), points, dots: true };
+    let series = |name: &str, points: Vec<(f64, f64)>| Series {
+        name: name.into(),
+        points: points.into_iter().collect(),
+        dots: true,
+    };
     LineChart {
         title: "Score and gold utility against KL".into(),
         unit: "reward, utility".into(),

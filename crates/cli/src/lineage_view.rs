@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use polity_train::config::wrap;
-use polity_train::svg::escape;
+use polity_chart::escape;
 
 use crate::args::Global;
 use crate::error::{CommandError, CommandResult};

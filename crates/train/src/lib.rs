@@ -24,7 +24,6 @@ pub mod samples;
 pub mod settings;
 pub mod sft;
 pub mod supervised;
-pub mod svg;
 mod tensorboard;
 
 pub use error::TrainError;

@@ -1,7 +1,7 @@
 //! `report.html`: what a run did, for people. One file, no scripts, nothing fetched; light and dark, wide and narrow.
 //!
 //! Everything comes from the files of the run ([`RunData`]), so a resumed run's report covers all of it, and from what
-//! only the caller knows ([`Extra`]). [`Page`], [`table`] and the charts of [`crate::svg`] make other reports too: the
+//! only the caller knows ([`Extra`]). [`Page`], [`table`] and the charts of [`polity_chart`] make other reports too: the
 //! demo's is built from them.
 //!
 //! Not here: measuring anything.
@@ -11,6 +11,7 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
+use polity_chart::{LineChart, Mark, STYLE, Series, escape, short};
 use polity_stats::{t_quantile, wilson};
 use serde::{Deserialize, Serialize};
 
@@ -20,7 +21,6 @@ use crate::metrics::{self, EVAL_PREFIX, Stage};
 use crate::monitor::{Alarm, Severity};
 use crate::progress::Sample;
 use crate::run::{Manifest, RunDir, Step, names, read_lines, read_steps};
-use crate::svg::{self, LineChart, Mark, Series, escape, short};
 
 // ------------------------------------------------------------------------------------------------------------- input
 
@@ -413,13 +413,14 @@ fn chart(data: &RunData, title: &str, lines: &[(String, String)]) -> String {
         let points = data.series(name);
         // Sparse points, as of an evaluation, are not a continuous line.
         let dots = points.len() <= DOTS_MAX;
-        Series { name: label.clone(), points, dots }
+        Series { name: label.clone(), points: points.into_iter().collect(), dots }
     });
     let is_shown = |alarm: &&Alarm| {
         alarm.raised && lines.iter().any(|(_, name)| alarm.alarm.metrics().contains(&name.as_str()))
     };
     let marks = data.alarms.iter().filter(is_shown).map(|alarm| Mark {
         x: alarm.step as f64,
+        name: format!("{}, step {}", alarm.alarm, alarm.step),
         label: format!("step {}: {}: {}", alarm.step, alarm.alarm, alarm.message),
     });
     LineChart {
@@ -613,7 +614,7 @@ impl Page {
              <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
              <title>{title}</title>\n<style>{}{PAGE_STYLE}</style>\n</head>\n<body>\n\
              <h1>{title}</h1>\n<p class=\"sub\">{subtitle}</p>\n",
-            svg::STYLE
+            STYLE
         );
         Page { head, contents: Vec::new(), body: String::new() }
     }

@@ -25,9 +25,9 @@ pub(crate) const ROUTES: &[Route] = &[
 
 async fn file(_app: App, call: Call) -> Outcome<Response> {
     let (kind, text) = match call.part("name") {
-        "style.css" => ("text/css; charset=utf-8", STYLE),
-        "app.js" => ("text/javascript; charset=utf-8", SCRIPT),
-        "icon.svg" => ("image/svg+xml", ICON),
+        "style.css" => ("text/css; charset=utf-8", format!("{}\n{STYLE}", polity_chart::STYLE)),
+        "app.js" => ("text/javascript; charset=utf-8", SCRIPT.to_owned()),
+        "icon.svg" => ("image/svg+xml", ICON.to_owned()),
         _ => return Err(Failure::NotFound),
     };
     let mut response = ([(header::CONTENT_TYPE, kind)], text).into_response();

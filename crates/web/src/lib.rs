@@ -5,7 +5,7 @@
 //! ```
 //!
 //! Reading order: `route` (the table and what every request goes through), `app`, then one module for each part: `session`, `account`,
-//! `compare`, `rubric`, `calibration`, `review`, `panel` (with `figures` and `svg`), `people`, `project`, `api`.
+//! `compare`, `rubric`, `calibration`, `review`, `panel` (with `figures` and `chart`), `people`, `project`, `api`.
 //!
 //! **What holds.** A route cannot be without a rule, nor read a field that it does not declare: router and OpenAPI document come from one table. What
 //! models and people wrote is escaped everywhere; markdown is shown without raw HTML, images or links to anything but the web. Pages
@@ -33,6 +33,7 @@ mod session;
 
 mod account;
 mod calibration;
+mod chart;
 mod compare;
 mod export;
 mod figures;
@@ -41,7 +42,6 @@ mod people;
 mod project;
 mod review;
 mod rubric;
-mod svg;
 
 mod api;
 

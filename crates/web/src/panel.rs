@@ -10,13 +10,13 @@ use polity_store::{Annotator, JudgementFilter, Kind as Purpose};
 use serde_json::json;
 
 use crate::app::App;
+use crate::chart::{self, Dot};
 use crate::error::{Failure, Outcome};
 use crate::field::{Kind, may, needed};
 use crate::figures::{Figures, figures};
 use crate::page;
 use crate::review::REVIEWERS;
 use crate::route::{Call, Route, json_response, route};
-use crate::svg::{self, Dot};
 
 /// Comparisons in the running share that shows drift.
 const WINDOW: usize = 20;
@@ -112,7 +112,7 @@ fn agreement_chart(figures: &Figures) -> Markup {
     // Short enough to stand beside the line; the table has the full names.
     let label = |label: &str| label.replace("Krippendorff's alpha", "Alpha").replace(", quadratic", "");
     let rows: Vec<Dot> = all.filter_map(|figure| dot(&label(figure.label), &figure.value)).collect();
-    html! { @if !rows.is_empty() { (svg::dots("Agreement with 95 % intervals", &rows, -0.2, 1.0, Some(0.0))) } }
+    html! { @if !rows.is_empty() { (chart::dots("Agreement with 95 % intervals", &rows, -0.2, 1.0, Some(0.0))) } }
 }
 
 fn breakdowns(title: &str, column: &str, parts: &[Breakdown]) -> Markup {
@@ -122,7 +122,7 @@ fn breakdowns(title: &str, column: &str, parts: &[Breakdown]) -> Markup {
         @if !parts.is_empty() {
             section.card {
                 h2 { (title) }
-                @if !rows.is_empty() { (svg::dots(&format!("Krippendorff's alpha, {}", title.to_lowercase()), &rows, -0.2, 1.0, Some(0.0))) }
+                @if !rows.is_empty() { (chart::dots(&format!("Krippendorff's alpha, {}", title.to_lowercase()), &rows, -0.2, 1.0, Some(0.0))) }
                 div.scroll tabindex="0" {
                     table {
                         thead { tr {
@@ -161,7 +161,7 @@ fn annotator_part(figures: &Figures, names: &HashMap<String, String>) -> Markup 
     html! {
         section.card {
             h2 { "Annotators" }
-            @if !rows.is_empty() { (svg::dots("Reliability with 95 % intervals", &rows, 0.0, 1.0, None)) }
+            @if !rows.is_empty() { (chart::dots("Reliability with 95 % intervals", &rows, 0.0, 1.0, None)) }
             @if let Some(why) = &figures.report.no_reliability { p.hint { "No reliability: " (why) } }
             div.scroll tabindex="0" {
                 table {
@@ -232,7 +232,7 @@ fn ranking(figures: &Figures) -> Markup {
         section.card {
             h2 { "Models " (formula("strengths")) }
             @if let Some(why) = &ranking.undefined { p.hint { "undefined: " (why) } }
-            @if high > low && (high - low).is_finite() { (svg::dots("Elo with 95 % intervals", &dots, low, high, None)) }
+            @if high > low && (high - low).is_finite() { (chart::dots("Elo with 95 % intervals", &dots, low, high, None)) }
             ul.plain { @for row in rows { li { (row.name) ": " (format!("{:.0}", row.elo)) " from " (row.votes) " votes" } } }
         }
     }
@@ -316,7 +316,7 @@ fn one(figures: &Figures, number: usize, id: &str) -> Markup {
             h2 { "Side " (formula("side-bias")) }
             @if decided == 0 { p { "No decided votes yet." } }
             @else {
-                (svg::dots("Share of decided votes for the left", &[Dot {
+                (chart::dots("Share of decided votes for the left", &[Dot {
                     label: "left".into(), estimate: report.side_bias.left as f64 / decided as f64,
                     interval: Some(wilson(report.side_bias.left, decided)),
                 }], 0.0, 1.0, Some(0.5)))
@@ -324,13 +324,13 @@ fn one(figures: &Figures, number: usize, id: &str) -> Markup {
         }
         section.card {
             h2 { "Time on task " (formula("speed")) }
-            @if times.is_empty() { p { "Not measured." } } @else { (svg::bars("Votes by time on task", &speed_bars(&times))) p.hint { "Seconds, up to." } }
+            @if times.is_empty() { p { "Not measured." } } @else { (chart::columns("Votes by time on task", "seconds, up to", speed_bars(&times))) }
         }
         section.card {
             h2 { "Over time " (formula("drift")) }
             @if running.len() < 2 { p { "It takes " (WINDOW + 1) " comparisons on which the others have a majority; so far there are " (history.len()) "." } }
             @else {
-                (svg::line(&format!("Share with the majority among the last {WINDOW} comparisons"), &running, None))
+                (chart::line("Share with the majority", "comparisons", &running))
                 p.hint { "Share with the majority of the others among the last " (WINDOW) " such comparisons." }
             }
         }

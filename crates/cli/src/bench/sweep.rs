@@ -4,7 +4,7 @@
 
 use polity_compute::{Isa, Recompute};
 use polity_train::settings::Precision;
-use polity_train::svg::{LineChart, Series};
+use polity_chart::{LineChart, Series};
 use serde::Serialize;
 
 use super::{Matmul, Spread, Subject, forward_flop, matmul, time_steps};
@@ -176,9 +176,9 @@ fn chart(args: &BenchSweepArgs, points: &[Point]) -> LineChart {
     for point in points {
         let (x, y) = (point.value as f64, point.tokens_per_s);
         match series.iter_mut().find(|series| series.name == point.precision) {
-            Some(series) => series.points.push((x, y)),
+            Some(series) => series.points.push(x, y),
             None => {
-                series.push(Series { name: point.precision.into(), points: vec![(x, y)], dots: true });
+                series.push(Series { name: point.precision.into(), points: [(x, y)].into_iter().collect(), dots: true });
             }
         }
     }
