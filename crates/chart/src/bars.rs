@@ -131,8 +131,10 @@ impl BarChart {
         }
         if let Some(base) = base {
             let (x, class) = (px(base), if self.form == Form::Bars { "zero" } else { "limit" });
-            let _ =
-                write!(svg, "<line class=\"{class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"0\" y2=\"{bottom:.1}\"/>");
+            let _ = write!(
+                svg,
+                "<line class=\"{class}\" x1=\"{x:.1}\" x2=\"{x:.1}\" y1=\"0\" y2=\"{bottom:.1}\"/>"
+            );
         }
         let legend: Vec<(&str, usize)> = match self.groups.as_slice() {
             [_] => Vec::new(),
@@ -208,8 +210,7 @@ fn draw(
     }
     if form != Form::Bars {
         end = end.max(at + 4.0);
-        let _ =
-            write!(svg, "<circle cx=\"{at:.1}\" cy=\"{middle:.1}\" r=\"4\" fill=\"var(--c{colour})\"/>");
+        let _ = write!(svg, "<circle cx=\"{at:.1}\" cy=\"{middle:.1}\" r=\"4\" fill=\"var(--c{colour})\"/>");
     }
     let _ = write!(
         svg,

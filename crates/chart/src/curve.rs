@@ -84,7 +84,9 @@ impl Curve {
         if self.buckets.last().is_none_or(|bucket| bucket.taken == full) {
             if self.buckets.len() == BUCKETS_MAX {
                 let pairs = self.buckets.chunks(2);
-                self.buckets = pairs.map(|pair| pair.iter().copied().reduce(Bucket::merged).unwrap_or_default()).collect();
+                self.buckets = pairs
+                    .map(|pair| pair.iter().copied().reduce(Bucket::merged).unwrap_or_default())
+                    .collect();
                 self.doublings += 1;
             }
             self.buckets.push(Bucket::default());
@@ -131,7 +133,10 @@ mod tests {
             let y = |i: u64| ((i * 7919) % 1009) as f64 - 300.0;
             let curve: Curve = (0..points).map(|i| (i as f64, y(i))).collect();
             let buckets: Vec<&Bucket> = curve.buckets().map(Option::unwrap).collect();
-            assert!(buckets.len() <= BUCKETS_MAX && (points < 320 || buckets.len() >= BUCKETS_MAX / 2), "{points}");
+            assert!(
+                buckets.len() <= BUCKETS_MAX && (points < 320 || buckets.len() >= BUCKETS_MAX / 2),
+                "{points}"
+            );
             let stride = 1 << curve.doublings;
             let mut first = 0;
             for bucket in buckets {
@@ -152,8 +157,12 @@ mod tests {
 
     #[test]
     fn what_cannot_be_drawn_is_a_gap() {
-        let curve: Curve = [(0.0, 1.0), (1.0, f64::NAN), (2.0, 1e200), (f64::INFINITY, 1.0)].into_iter().collect();
-        assert_eq!(curve.buckets().map(|bucket| bucket.is_some()).collect::<Vec<_>>(), [true, false, false, false]);
+        let curve: Curve =
+            [(0.0, 1.0), (1.0, f64::NAN), (2.0, 1e200), (f64::INFINITY, 1.0)].into_iter().collect();
+        assert_eq!(
+            curve.buckets().map(|bucket| bucket.is_some()).collect::<Vec<_>>(),
+            [true, false, false, false]
+        );
         assert_eq!(curve.last(), Some((0.0, 1.0)));
         let largest: Curve = (0..1000).map(|i| (i as f64, 9e149)).collect();
         assert!(largest.buckets().flatten().all(|bucket| bucket.mean() == 9e149));

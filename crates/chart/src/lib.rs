@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod bars;
+mod board;
 mod columns;
 mod curve;
 mod frame;
@@ -22,6 +23,7 @@ mod text;
 use std::fmt::Write as _;
 
 pub use bars::{Bar, BarChart, BarGroup, Form};
+pub use board::{Board, Metric, Panel, Raised};
 pub use columns::ColumnChart;
 pub use curve::{BUCKETS_MAX, Bucket, Curve};
 pub use line::{LineChart, Mark, Series};
@@ -109,12 +111,7 @@ fn figure(
     if !legend.is_empty() {
         html.push_str("<div class=\"legend\">");
         for (name, colour) in legend {
-            let _ = write!(
-                html,
-                "<span><i class=\"c{}\"></i>{}</span>",
-                colour % COLOURS,
-                escape(name)
-            );
+            let _ = write!(html, "<span><i class=\"c{}\"></i>{}</span>", colour % COLOURS, escape(name));
         }
         html.push_str("</div>");
     }
@@ -163,8 +160,11 @@ mod tests {
             reference: None,
             form: Form::Dots { axis: None },
         };
-        let columns =
-            ColumnChart { title: evil.into(), unit: evil.into(), columns: vec![(evil.into(), 1), (evil.into(), 0)] };
+        let columns = ColumnChart {
+            title: evil.into(),
+            unit: evil.into(),
+            columns: vec![(evil.into(), 1), (evil.into(), 0)],
+        };
         let scatter = Scatter {
             title: evil.into(),
             x_label: evil.into(),
@@ -300,7 +300,10 @@ mod tests {
         let (low, limit, _) = dots(0.25);
         let (high, same, whisker) = dots(0.75);
         assert_eq!(limit, same);
-        assert!(((low + high) / 2.0 - limit).abs() < 0.11 && (whisker - limit).abs() < 0.11, "{low} {high} {whisker}");
+        assert!(
+            ((low + high) / 2.0 - limit).abs() < 0.11 && (whisker - limit).abs() < 0.11,
+            "{low} {high} {whisker}"
+        );
     }
 
     #[test]
@@ -323,11 +326,18 @@ mod tests {
 
     #[test]
     fn marks_are_said_below_and_absent_series_have_no_legend() {
-        let mut chart = chart(vec![series("a", &[(1.0, 1.0), (9.0, 2.0)]), series("b", &[]), series("c", &[(1.0, 2.0)])]);
+        let mut chart =
+            chart(vec![series("a", &[(1.0, 1.0), (9.0, 2.0)]), series("b", &[]), series("c", &[(1.0, 2.0)])]);
         chart.marks = vec![Mark { x: 4.0, name: "kl_explosion, step 4".into(), label: "why".into() }];
         let html = chart.to_html();
-        assert!(html.contains("<li>kl_explosion, step 4</li>") && html.contains("<title>why</title>"), "{html}");
-        assert!(html.contains("c0\"></i>a") && html.contains("c2\"></i>c") && !html.contains("</i>b"), "{html}");
+        assert!(
+            html.contains("<li>kl_explosion, step 4</li>") && html.contains("<title>why</title>"),
+            "{html}"
+        );
+        assert!(
+            html.contains("c0\"></i>a") && html.contains("c2\"></i>c") && !html.contains("</i>b"),
+            "{html}"
+        );
         assert!(!html.contains("style="), "{html}");
     }
 
@@ -346,4 +356,3 @@ mod tests {
         chart.to_html();
     }
 }
-

@@ -112,7 +112,8 @@ impl LineChart {
         let zero = self.from_zero.then_some(0.0);
         // Marks alone are nothing to draw.
         all().next()?;
-        let y = Range::of(all().flat_map(|bucket| [bucket.low, bucket.high]).chain(zero)).map(Range::widened)?;
+        let y =
+            Range::of(all().flat_map(|bucket| [bucket.low, bucket.high]).chain(zero)).map(Range::widened)?;
 
         let frame = Frame::new(x.or_around(1.0), y);
         let mut svg = frame.axes(&self.x_label);
@@ -129,4 +130,3 @@ impl LineChart {
         Some((summary.collect::<Vec<_>>().join("; "), svg))
     }
 }
-

@@ -82,4 +82,3 @@ impl Scatter {
         figure(&self.title, &self.y_label, &legend, (WIDTH, HEIGHT), &label, &svg, "")
     }
 }
-

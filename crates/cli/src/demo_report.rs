@@ -7,9 +7,9 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use polity_chart::{Bar, BarChart, BarGroup, Form, LineChart, Mark, Series, escape, short};
 use polity_stats::wilson;
 use polity_train::report::{self, Measure, Page, RunData, final_measures, grid, table};
-use polity_chart::{Bar, BarChart, BarGroup, Form, LineChart, Mark, Series, escape, short};
 use polity_world::{Category, Panel, Prompt, Split, Vote, World, vocabulary};
 
 use crate::demo::CONFIDENCE;

@@ -10,14 +10,15 @@ use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::path::Path;
 
-use polity_train::config::wrap;
 use polity_chart::escape;
+use polity_train::config::wrap;
 
 use crate::args::Global;
 use crate::error::{CommandError, CommandResult};
 use crate::lineage::{Lineage, Node, Status, trace};
 use crate::output::{json_to_stdout, to_stdout};
 use crate::project::Project;
+use crate::project_args::InProject;
 use crate::record::{Record, short};
 use crate::release_args::LineageArgs;
 use crate::ui::Ui;
@@ -49,6 +50,16 @@ pub fn run(args: &LineageArgs, global: &Global, ui: &Ui) -> CommandResult {
     Err(faults[1..]
         .iter()
         .fold(error, |error, bad| error.hint(format!("also {}: {}", bad.record, bad.found))))
+}
+
+/// The drawing of a release's lineage, for a server that shows it: everything is read and verified anew.
+pub fn drawing(project: &Path, release: &str) -> CommandResult<String> {
+    let project = Project::open(&InProject { project: Some(project.to_owned()) })?;
+    let record = Record::read(&project)?;
+    let target = record.find(&project, release)?;
+    let verification = project.wait(project.store().verify(None))?;
+    let lineage = trace(&project, &record, &verification, &target)?;
+    Ok(svg(&lineage, &format!("release {release}")))
 }
 
 fn write(file: Option<&Path>, text: impl FnOnce() -> String, ui: &Ui) -> CommandResult {

@@ -11,7 +11,9 @@ use std::time::Duration;
 use polity_serve::Server;
 use polity_serve::monitor::Policy;
 use polity_store::{NOBODY, Role, Store};
-use polity_web::{App, Options, WebError};
+use polity_train::metrics::Stage;
+use polity_train::report;
+use polity_web::{App, Boards, Options, WebError};
 use serde_json::json;
 use tokio::net::TcpListener;
 use tokio::sync::oneshot;
@@ -19,6 +21,7 @@ use tokio::sync::oneshot;
 use crate::args::Global;
 use crate::clock::unix_ms;
 use crate::error::{CommandError, CommandResult};
+use crate::lineage_view;
 use crate::output::to_stdout;
 use crate::project::{self, Project};
 use crate::project_args::ServeArgs;
@@ -54,6 +57,7 @@ fn in_project(
         seed: project::seed()?,
         behind_proxy: args.behind_proxy,
         log: Arc::new(serving::log),
+        boards: boards(project)?,
     };
     let store = project.store().clone();
     let stopped = stop_signal()?;
@@ -102,6 +106,19 @@ fn in_project(
                 other => CommandError::failed(other),
             }
         })
+    })
+}
+
+/// What the dashboards show beside the store.
+fn boards(project: &Project) -> CommandResult<Boards> {
+    let dir = project.dir().canonicalize().map_err(CommandError::failed)?;
+    let of = dir.clone();
+    Ok(Boards {
+        stages: Stage::ALL.map(report::board).into(),
+        lineage: Some(Arc::new(move |release| {
+            lineage_view::drawing(&of, release).map_err(|error| error.to_string())
+        })),
+        dir: Some(dir),
     })
 }
 

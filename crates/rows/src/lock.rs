@@ -3,11 +3,15 @@
 //! The lock belongs to the open file, which a child of this process shares between its `fork` and its `exec`. So it is given back by
 //! saying so: closing the file alone would leave it held for as long as such a child lives.
 //!
-//! Not here: waiting. Who finds a lock held says so.
+//! Not here: waiting for another process to end. Who finds a lock held says so.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
+use std::time::Duration;
+
+/// How long whoever only looks may have a lock.
+const LOOK: Duration = Duration::from_millis(20);
 
 /// A lock that is held until this is dropped.
 #[derive(Debug)]
@@ -19,9 +23,27 @@ impl FileLock {
     /// Some network file systems have no locks. There nothing guards against a second process.
     pub fn take(path: &Path) -> io::Result<Option<FileLock>> {
         let file = OpenOptions::new().create(true).truncate(false).write(true).open(path)?;
-        match file.try_lock() {
-            Ok(()) | Err(TryLockError::Error(_)) => Ok(Some(FileLock(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
+        // Twice: the first time somebody may have been looking.
+        for _ in 0..2 {
+            match file.try_lock() {
+                Ok(()) | Err(TryLockError::Error(_)) => return Ok(Some(FileLock(file))),
+                Err(TryLockError::WouldBlock) => std::thread::sleep(LOOK),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether another process has the lock on `path`; `None` where that cannot be known: there is no such file, or no locks.
+    pub fn is_held(path: &Path) -> Option<bool> {
+        // Something that waits to be opened, such as a pipe, would be waited for.
+        let file = path.metadata().is_ok_and(|found| found.is_file()).then(|| File::open(path).ok())??;
+        match file.try_lock_shared() {
+            Ok(()) => {
+                let _ = file.unlock();
+                Some(false)
+            }
+            Err(TryLockError::WouldBlock) => Some(true),
+            Err(TryLockError::Error(_)) => None,
         }
     }
 }
@@ -48,5 +70,19 @@ mod tests {
         drop(held);
         assert!(FileLock::take(&path).unwrap().is_some());
         drop(child);
+    }
+
+    #[test]
+    fn looking_takes_nothing_away() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join(".lock");
+        assert_eq!(FileLock::is_held(&path), None);
+        assert!(!path.exists());
+        let held = FileLock::take(&path).unwrap().expect("nobody has it");
+        assert_eq!((FileLock::is_held(&path), FileLock::is_held(&path)), (Some(true), Some(true)));
+        drop(held);
+        assert_eq!(FileLock::is_held(&path), Some(false));
+        assert!(FileLock::take(&path).unwrap().is_some());
+        assert_eq!(FileLock::is_held(dir.path()), None);
     }
 }

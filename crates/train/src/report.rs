@@ -11,14 +11,15 @@ use std::fmt::Write as _;
 use std::fs;
 use std::path::Path;
 
-use polity_chart::{LineChart, Mark, STYLE, Series, escape, short};
+use polity_chart::{Board, Curve, LineChart, Metric, Raised, STYLE, escape, short};
 use polity_stats::{t_quantile, wilson};
 use serde::{Deserialize, Serialize};
 
 use crate::config::SettingValue;
 use crate::error::TrainError;
 use crate::metrics::{self, EVAL_PREFIX, Stage};
-use crate::monitor::{Alarm, Severity};
+use crate::monitor::{Alarm, AlarmKind, Severity};
+use crate::objectives::MetricDecl;
 use crate::progress::Sample;
 use crate::run::{Manifest, RunDir, Step, names, read_lines, read_steps};
 
@@ -362,6 +363,30 @@ pub fn measures(measures: &[Measure]) -> String {
     table(&head, &measures.iter().map(row).collect::<Vec<_>>())
 }
 
+/// What a stage logs and how it is drawn.
+pub fn board(stage: Stage) -> Board {
+    let panel = |(title, lines): &Panel| polity_chart::Panel {
+        title: (*title).into(),
+        lines: lines.iter().map(|(label, name)| ((*label).into(), (*name).into())).collect(),
+    };
+    let metric = |decl: &MetricDecl| Metric {
+        name: decl.name.into(),
+        unit: decl.unit.into(),
+        formula: decl.formula.into(),
+    };
+    let watched = |alarm: AlarmKind| {
+        (alarm.name().to_owned(), alarm.metrics().iter().map(|name| (*name).to_owned()).collect())
+    };
+    Board {
+        stage: stage.name().into(),
+        title: title(stage).into(),
+        panels: panels(stage).iter().map(panel).collect(),
+        metrics: metrics::declared(stage).map(metric).collect(),
+        alarms: AlarmKind::ALL.map(watched).into(),
+        eval_prefix: EVAL_PREFIX.into(),
+    }
+}
+
 /// The charts that matter most to a stage, the most important first; what was not logged is left out.
 pub fn main_charts(data: &RunData) -> Vec<String> {
     charts(data).0
@@ -369,69 +394,29 @@ pub fn main_charts(data: &RunData) -> Vec<String> {
 
 /// The chosen charts, and those of everything else that was logged.
 fn charts(data: &RunData) -> (Vec<String>, Vec<String>) {
-    let logged: Vec<&str> = {
-        let mut names: Vec<&str> =
-            data.steps.iter().flat_map(|step| step.values.keys()).map(String::as_str).collect();
-        names.sort_unstable();
-        names.dedup();
-        names
-    };
-    let mut shown: Vec<String> = Vec::new();
-    let mut main = Vec::new();
-    for (title, lines) in panels(data.stage) {
-        let names: Vec<(String, String)> = lines
-            .iter()
-            .flat_map(|(label, name)| {
-                [
-                    ((*label).to_owned(), (*name).to_owned()),
-                    (eval_label(label, lines.len()), format!("{EVAL_PREFIX}{name}")),
-                ]
-            })
-            .filter(|(_, name)| logged.contains(&name.as_str()))
-            .collect();
-        if names.is_empty() {
-            continue;
+    let mut logged: BTreeMap<String, Curve> = BTreeMap::new();
+    for step in &data.steps {
+        for (name, value) in &step.values {
+            // Not `entry`: it wants a name of its own for each step.
+            match logged.get_mut(name) {
+                Some(curve) => curve.push(step.step as f64, *value),
+                None => drop(logged.insert(name.clone(), Curve::from_iter([(step.step as f64, *value)]))),
+            }
         }
-        main.push(chart(data, title, &names));
-        shown.extend(names.into_iter().map(|(_, name)| name));
     }
-    let other = logged.iter().filter(|name| !shown.iter().any(|shown| shown == **name));
-    (main, other.map(|name| chart(data, name, &[("training".into(), (*name).into())])).collect())
-}
-
-fn eval_label(label: &str, lines: usize) -> String {
-    if lines == 1 { "evaluation".into() } else { format!("{label}, evaluation") }
-}
-
-/// A line of at most this many points shows each of them.
-const DOTS_MAX: usize = 40;
-
-fn chart(data: &RunData, title: &str, lines: &[(String, String)]) -> String {
-    let unit = metrics::find(data.stage, &lines[0].1).map_or("", |decl| decl.unit);
-    let unit = if unit.eq_ignore_ascii_case(title) { "" } else { unit };
-    let series = lines.iter().map(|(label, name)| {
-        let points = data.series(name);
-        // Sparse points, as of an evaluation, are not a continuous line.
-        let dots = points.len() <= DOTS_MAX;
-        Series { name: label.clone(), points: points.into_iter().collect(), dots }
-    });
-    let is_shown = |alarm: &&Alarm| {
-        alarm.raised && lines.iter().any(|(_, name)| alarm.alarm.metrics().contains(&name.as_str()))
-    };
-    let marks = data.alarms.iter().filter(is_shown).map(|alarm| Mark {
-        x: alarm.step as f64,
-        name: format!("{}, step {}", alarm.alarm, alarm.step),
-        label: format!("step {}: {}: {}", alarm.step, alarm.alarm, alarm.message),
-    });
-    LineChart {
-        title: title.into(),
-        unit: unit.into(),
-        x_label: "step".into(),
-        series: series.collect(),
-        marks: marks.collect(),
-        from_zero: false,
-    }
-    .to_html()
+    let raised: Vec<Raised> = data
+        .alarms
+        .iter()
+        .filter(|alarm| alarm.raised)
+        .map(|alarm| Raised {
+            step: alarm.step,
+            alarm: alarm.alarm.to_string(),
+            message: alarm.message.clone(),
+        })
+        .collect();
+    let (main, other) = board(data.stage).charts(&logged, &raised);
+    let html = |charts: Vec<LineChart>| charts.iter().map(LineChart::to_html).collect();
+    (html(main), html(other))
 }
 
 /// Steps shown for each prompt: the first, the last, and some between.

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use polity_store::*;
-use polity_web::{App, Options};
+use polity_web::{App, Boards, Options};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 
@@ -166,6 +166,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         seed: [5; 32],
         behind_proxy: false,
         log: Arc::new(|line| eprintln!("{line}")),
+        boards: Boards::default(),
     };
     let app = App::new(store.clone(), options).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;

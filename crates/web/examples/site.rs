@@ -11,7 +11,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use polity_rows::{Message, Text};
 use polity_store::*;
-use polity_web::{App, Options};
+use polity_web::{App, Boards, Options};
 use serde_json::json;
 use tokio::net::TcpListener;
 
@@ -183,6 +183,7 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         seed,
         behind_proxy: false,
         log: Arc::new(|line| eprintln!("{line}")),
+        boards: Boards::default(),
     };
     let app = App::new(store.clone(), options).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use polity_store::{Progress, Project, RubricVersion, Store, StoreError};
 use tokio::sync::Semaphore;
 
+use crate::boards::{Boards, Shelf};
 use crate::figures::Figures;
 use crate::limit::Limits;
 use crate::metrics::Metrics;
@@ -27,6 +28,8 @@ pub struct Options {
     pub behind_proxy: bool,
     /// Where a line about a failure or a refused sign-in goes. It never holds a secret, nor a path with one.
     pub log: Arc<dyn Fn(&str) + Send + Sync>,
+    /// What the dashboards show beside the store.
+    pub boards: Boards,
 }
 
 /// The server's state. Clones share it.
@@ -46,6 +49,7 @@ struct Inner {
     rubrics: Mutex<BTreeMap<i64, Arc<RubricVersion>>>,
     progress: Mutex<Option<(i64, Progress)>>,
     figures: tokio::sync::Mutex<Option<Arc<Figures>>>,
+    shelf: Arc<Shelf>,
 }
 
 impl App {
@@ -53,6 +57,7 @@ impl App {
     pub async fn new(store: Store, options: Options) -> Result<App, StoreError> {
         let project = store.project().await?;
         let inner = Inner {
+            shelf: Arc::new(Shelf::new(options.boards.clone())),
             store,
             project,
             options,
@@ -104,6 +109,11 @@ impl App {
     /// The panel's figures, as last made; whoever holds the lock makes them.
     pub(crate) fn figures(&self) -> &tokio::sync::Mutex<Option<Arc<Figures>>> {
         &self.inner.figures
+    }
+
+    /// What the dashboards keep.
+    pub(crate) fn shelf(&self) -> &Arc<Shelf> {
+        &self.inner.shelf
     }
 
     /// 32 bytes that nobody can foresee: BLAKE3 of a counter under the seed as key.

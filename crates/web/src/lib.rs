@@ -1,11 +1,11 @@
-//! The annotation server: pages for people, a JSON API for programs, over a store.
+//! The server of a project: annotation and dashboards, as pages for people, a JSON API for programs, over a store.
 //!
 //! ```text
 //! request -> route (who asks, rule, form secret, fields) -> a handler of one part of the site -> polity_store -> page or JSON
 //! ```
 //!
 //! Reading order: `route` (the table and what every request goes through), `app`, then one module for each part: `session`, `account`,
-//! `compare`, `rubric`, `calibration`, `review`, `panel` (with `figures` and `chart`), `people`, `project`, `api`.
+//! `compare`, `rubric`, `calibration`, `review`, `panel` (with `figures` and `chart`), `people`, `project`, `boards`, `api`.
 //!
 //! **What holds.** A route cannot be without a rule, nor read a field that it does not declare: router and OpenAPI document come from one table. What
 //! models and people wrote is escaped everywhere; markdown is shown without raw HTML, images or links to anything but the web. Pages
@@ -43,6 +43,8 @@ mod project;
 mod review;
 mod rubric;
 
+mod boards;
+
 mod api;
 
 use std::future::Future;
@@ -54,6 +56,7 @@ use tokio::net::TcpListener;
 
 pub use api::openapi;
 pub use app::{App, Options};
+pub use boards::{Boards, Lineage};
 pub use error::WebError;
 pub use field::{Field, Kind};
 pub use route::{Access, Route, router, routes};

@@ -118,9 +118,10 @@ pub fn routes() -> impl Iterator<Item = &'static Route> {
         crate::people::ROUTES,
         crate::project::ROUTES,
         crate::export::ROUTES,
-        crate::api::ROUTES,
     ]
     .into_iter()
+    .chain(crate::boards::ROUTES)
+    .chain([crate::api::ROUTES])
     .flatten()
 }
 
@@ -409,11 +410,10 @@ fn address(app: &App, headers: &HeaderMap, peer: Option<String>) -> String {
 
 /// Headers that every answer has. Nothing is fetched from elsewhere, nothing runs that is not a file of ours.
 fn secure(app: &App, response: &mut Response) {
-    const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; form-action 'self'; \
+    const POLICY: &str = "default-src 'none'; style-src 'self'; script-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self'; \
                           frame-ancestors 'none'; base-uri 'none'";
     let headers = response.headers_mut();
     for (name, value) in [
-        ("content-security-policy", POLICY),
         ("x-content-type-options", "nosniff"),
         ("x-frame-options", "DENY"),
         // Not `no-referrer`: browsers would then say `Origin: null` of our own forms.
@@ -424,6 +424,7 @@ fn secure(app: &App, response: &mut Response) {
     ] {
         headers.insert(name, HeaderValue::from_static(value));
     }
+    headers.entry(header::CONTENT_SECURITY_POLICY).or_insert(HeaderValue::from_static(POLICY));
     if app.behind_proxy() {
         let value = HeaderValue::from_static("max-age=31536000");
         headers.insert(header::STRICT_TRANSPORT_SECURITY, value);

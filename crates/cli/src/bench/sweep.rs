@@ -2,9 +2,9 @@
 //!
 //! Not here: one point (`bench.rs`), the chart (`train`).
 
+use polity_chart::{LineChart, Series};
 use polity_compute::{Isa, Recompute};
 use polity_train::settings::Precision;
-use polity_chart::{LineChart, Series};
 use serde::Serialize;
 
 use super::{Matmul, Spread, Subject, forward_flop, matmul, time_steps};
@@ -178,7 +178,11 @@ fn chart(args: &BenchSweepArgs, points: &[Point]) -> LineChart {
         match series.iter_mut().find(|series| series.name == point.precision) {
             Some(series) => series.points.push(x, y),
             None => {
-                series.push(Series { name: point.precision.into(), points: [(x, y)].into_iter().collect(), dots: true });
+                series.push(Series {
+                    name: point.precision.into(),
+                    points: [(x, y)].into_iter().collect(),
+                    dots: true,
+                });
             }
         }
     }

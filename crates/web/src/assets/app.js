@@ -1,4 +1,4 @@
-// Keys and time on task of the comparison page. Everything else on the site works without this file.
+// Keys and time on task of the comparison page; parts of dashboards that stay up to date. Everything else on the site works without this file.
 "use strict";
 (() => {
   const form = document.querySelector("#vote form");
@@ -9,6 +9,41 @@
   const here = document.querySelector(".top nav [aria-current]");
   const show = () => { here.parentElement.scrollLeft = here.offsetLeft - here.parentElement.clientWidth / 2 + here.offsetWidth / 2; };
   if (here) { show(); addEventListener("resize", show); }
+
+  // A part of a page that stays up to date: asked for again while the page is visible, replaced when there is another one. What the person opened, ticked
+  // or focused stays so.
+  const key = (e) => e.id || `${e.name}=${e.value}`;
+  const refresh = (part, html) => {
+    const within = (selector) => [...part.querySelectorAll(selector)];
+    const details = new Map(within("details").map((e) => [e.id, e.open]));
+    const ticked = new Map(within("input[type=checkbox]").map((e) => [key(e), e.checked]));
+    const focused = part.contains(document.activeElement) ? key(document.activeElement) : null;
+    const scrolled = within(".scroll").map((e) => e.scrollLeft);
+    const fresh = new DOMParser().parseFromString(html, "text/html").getElementById(part.id);
+    if (!fresh) return part;
+    part.replaceWith(fresh);
+    for (const e of fresh.querySelectorAll("details")) if (details.has(e.id)) e.open = details.get(e.id);
+    for (const e of fresh.querySelectorAll("input[type=checkbox]")) {
+      if (ticked.has(key(e))) e.checked = ticked.get(key(e));
+      if (focused === key(e)) e.focus({ preventScroll: true });
+    }
+    [...fresh.querySelectorAll(".scroll")].forEach((e, i) => { e.scrollLeft = scrolled[i] || 0; });
+    return fresh;
+  };
+  const watch = async (part) => {
+    while (part.dataset.live) {
+      await new Promise((done) => setTimeout(done, 1000 * Number(part.dataset.every)));
+      if (document.visibilityState !== "visible") continue;
+      const sign = part.dataset.live.includes("?") ? "&" : "?";
+      let answer;
+      try { answer = await fetch(`${part.dataset.live}${sign}seen=${part.dataset.seen}`, { redirect: "error" }); } catch { continue; }
+      if (answer.status === 200) part = refresh(part, await answer.text());
+      // Signed out, or gone: a reload says which.
+      else if (answer.status >= 400 && answer.status !== 429 && answer.status < 500) return;
+    }
+  };
+  const live = byId("live");
+  if (live) watch(live);
 
   // Time on task: seconds in which the page was visible and something had happened in the last minute.
   if (form) {

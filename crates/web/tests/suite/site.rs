@@ -8,7 +8,7 @@ use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request, StatusCode};
 use polity_store::*;
-use polity_web::{App, Options, router};
+use polity_web::{App, Boards, Options, router};
 use serde_json::Value;
 use tower::ServiceExt;
 
@@ -49,6 +49,7 @@ impl Site {
             seed: [9; 32],
             behind_proxy: false,
             log: Arc::new(move |line: &str| written.lock().unwrap().push(line.to_owned())),
+            boards: Boards::default(),
         };
         let app = App::new(store.clone(), options).await.unwrap();
         Site { router: router(app.clone()), app, store, clock, log, _directory: directory }
