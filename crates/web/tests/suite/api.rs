@@ -7,6 +7,7 @@ use polity_store::Role;
 use polity_web::{Access, openapi, routes};
 use serde_json::{Value, json};
 
+use crate::sample;
 use crate::site::{Client, Site, plain};
 
 /// Calls the API and checks that the answer has the keys that the table declares.
@@ -162,6 +163,17 @@ async fn a_program_can_do_what_the_pages_do() {
     assert!(rows.iter().all(|row| row["chosen"].is_string() && row["label"].is_number()), "{rows:?}");
     let ledger = ask!(root, "GET", "/api/v1/ledger", "/api/v1/ledger?from=2&limit=3", json!({}));
     assert_eq!(ledger["events"][0]["seq"], 2);
+
+    sample::write_run(&site.dir().join("runs/ppo"), 1.0, 3, None).unwrap();
+    ask!(root, "GET", "/api/v1/runs", json!({}));
+    ask!(root, "GET", "/api/v1/runs/{name}", "/api/v1/runs/ppo", json!({}));
+    ask!(root, "GET", "/api/v1/runs/{name}/curves", "/api/v1/runs/ppo/curves", json!({}));
+    ask!(root, "GET", "/api/v1/compare", "/api/v1/compare?run=ppo", json!({}));
+    let verdict = sample::judged(&site.store, "m", "b", true, 0, site.now()).await.unwrap();
+    ask!(root, "GET", "/api/v1/evaluations", json!({}));
+    ask!(root, "GET", "/api/v1/verdicts", json!({}));
+    ask!(root, "GET", "/api/v1/verdicts/{id}", format!("/api/v1/verdicts/{}", verdict.id), json!({}));
+    ask!(root, "GET", "/api/v1/releases", json!({}));
 
     let all: BTreeSet<String> = routes()
         .filter(|route| route.is_api() && route.path != "/api/v1/openapi.json")

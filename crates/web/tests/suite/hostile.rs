@@ -1,7 +1,11 @@
 //! Text from models and people is hostile: wherever it can be put in, it comes out as text.
 
-use polity_store::*;
+use std::fs;
 
+use polity_store::*;
+use serde_json::json;
+
+use crate::sample;
 use crate::site::{Site, plain};
 
 /// Each holds `zz` where, if it were not escaped, a tag, an attribute or an address of its own would begin.
@@ -176,6 +180,7 @@ async fn everywhere(payload: &str) {
     pages.push(("invite".into(), made.text));
     pages.push(("token".into(), admin.post("/account/tokens", &[("name", payload)]).await.text));
     admin.post("/rubric", &[("title", payload), ("instructions", payload), ("note", payload)]).await;
+    boards(&site, payload).await;
     site.wait(60_000);
     let annotators = site.store.annotators().await.unwrap();
     let mut paths: Vec<String> = [
@@ -194,6 +199,13 @@ async fn everywhere(payload: &str) {
         "/overview",
         "/account",
         "/formulas",
+        "/runs",
+        "/runs/hostile",
+        "/runs/compare?run=hostile&run=second",
+        "/evaluations",
+        "/verdicts",
+        "/releases",
+        "/releases/production-1/card",
     ]
     .map(String::from)
     .into();
@@ -201,7 +213,14 @@ async fn everywhere(payload: &str) {
     paths.extend(annotators.iter().map(|annotator| format!("/panel/{}", annotator.id)));
     let encoded: String =
         form_urlencoded::byte_serialize(payload.as_bytes()).collect::<String>().replace('+', "%20");
+    let verdicts = site.store.verdicts().await.unwrap();
+    paths.extend(verdicts.iter().map(|verdict| format!("/verdicts/{}", verdict.id)));
     paths.extend([
+        format!("/runs/{encoded}"),
+        format!("/runs/compare?run={encoded}"),
+        format!("/evaluations?model={encoded}&baseline={encoded}"),
+        format!("/verdicts/{encoded}"),
+        format!("/releases/{encoded}/card"),
         format!("/review/{encoded}"),
         format!("/panel/{encoded}"),
         format!("/review/all?after={encoded}"),
@@ -230,4 +249,70 @@ async fn everywhere(payload: &str) {
     assert_eq!(votes.len(), 2, "{payload}");
     assert!(votes.iter().all(|vote| vote.reason == payload.trim()), "{payload}: {votes:?}");
     assert_eq!(site.store.accounts().await.unwrap().len(), 1);
+}
+
+/// The payload wherever the dashboards take a text from.
+async fn boards(site: &Site, payload: &str) {
+    let dir = site.dir().join("runs/hostile");
+    fs::create_dir_all(&dir).unwrap();
+    let numbers = json!({"step": 1, "loss": 1.0, payload: 2.0, "objective/kl": 1.0});
+    fs::write(dir.join("metrics.jsonl"), format!("{numbers}\n{payload}\n")).unwrap();
+    let alarm = json!({"step": 1, "alarm": payload, "severity": payload, "raised": true, "message": payload});
+    let known = json!({"step": 1, "alarm": "kl_explosion", "raised": true, "message": payload});
+    fs::write(dir.join("alarms.jsonl"), format!("{alarm}\n{known}\n")).unwrap();
+    let sample = json!({"step": 1, "prompt_index": 0, "prompt": payload, "response": payload});
+    fs::write(dir.join("samples.jsonl"), format!("{sample}\n")).unwrap();
+    let settings = toml_of(payload);
+    fs::write(dir.join("resolved.toml"), settings).unwrap();
+    let input = json!({"role": payload, "path": payload, "blake3": payload});
+    let manifest = json!({
+        "stage": payload, "command": [payload], "seed": payload, "finished": payload, "started": payload, "inputs": [input],
+        "machine": {"cpu": payload, "isa": payload},
+    });
+    fs::write(dir.join("manifest.json"), manifest.to_string()).unwrap();
+    // A run of the name itself, where a file system can have it.
+    let name: String = payload.chars().filter(|c| !matches!(c, '/' | '\0')).take(80).collect();
+    sample::write_run(&site.dir().join("runs").join(name), 1.0, 2, None).unwrap();
+    sample::write_run(&site.dir().join("runs/second"), 1.0, 2, None).unwrap();
+    sample::recorded(&site.store, payload, payload, site.now()).await.unwrap();
+
+    let measure = json!({
+        "name": payload, "category": payload, "unit": payload, "estimate": 0.5, "low": 0.4, "high": 0.6, "n": 9, "confidence": 0.9,
+    });
+    let evaluation =
+        json!({"model": payload, "suite": payload, "settings": {payload: payload}, "measures": [measure]});
+    fs::create_dir_all(site.dir().join("measures")).unwrap();
+    fs::write(site.dir().join("measures/hostile.json"), evaluation.to_string()).unwrap();
+    let effect = json!({"estimate": 0.1, "low": 0.0, "high": 0.2, "prompts": payload});
+    let criterion = json!({
+        "id": payload, "verdict": payload, "reason": payload, "mode": payload, "comparator": payload, "margin": 0.1,
+        "measure": {"name": payload, "category": payload, "unit": payload, "estimate": 0.1, "n": payload}, "effect": effect,
+    });
+    let new = NewVerdict {
+        model: payload.into(),
+        verdict: "pass".into(),
+        policy_name: payload.into(),
+        policy: payload.into(),
+        approvals: 0,
+        valid_days: 30,
+        evaluations: vec![(payload.into(), evaluation.to_string(), payload.into())],
+        said: json!({"criteria": [criterion], "baseline": payload}).to_string(),
+        code_version: payload.into(),
+    };
+    site.store.add_verdict(new, payload, site.now()).await.unwrap();
+    sample::released(&site.store, site.dir(), payload, None, payload, site.now()).await.unwrap();
+    fs::write(site.dir().join("releases/production-1/README.md"), format!("---\n{payload}\n---\n{payload}"))
+        .unwrap();
+    let asked = Asked { model: payload.into(), channel: "other".into(), verdict: Some(payload.into()) };
+    let _ = site.store.may_release(asked, payload, site.now()).await;
+    let said = json!({"channel": "production", "message": payload});
+    site.store.append_event("alarm", payload, said, site.now()).await.unwrap();
+    let refusal = json!({"channel": payload, "why": payload, "refused": payload});
+    site.store.append_event("refusal", payload, refusal, site.now()).await.unwrap();
+}
+
+/// A setting with the payload as key and value.
+fn toml_of(payload: &str) -> String {
+    let quoted: String = payload.chars().map(|c| format!("\\U{:08X}", u32::from(c))).collect();
+    format!("\"{quoted}\" = \"{quoted}\"\n")
 }

@@ -2,8 +2,12 @@
 
 mod access;
 mod api;
+mod boards;
 mod flow;
 mod forms;
 mod hostile;
 mod load;
 mod site;
+
+#[path = "../../examples/site/sample.rs"]
+mod sample;

@@ -1,6 +1,7 @@
 //! A site with some material, a clock that tests turn, and clients with cookies.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -12,6 +13,8 @@ use polity_web::{App, Boards, Options, router};
 use serde_json::Value;
 use tower::ServiceExt;
 
+use crate::sample;
+
 /// A moment in 2023.
 pub const T0: i64 = 1_700_000_000_000;
 pub const HOUR_MS: i64 = 3_600_000;
@@ -22,7 +25,7 @@ pub struct Site {
     pub router: Router,
     pub clock: Arc<AtomicI64>,
     pub log: Arc<Mutex<Vec<String>>>,
-    _directory: tempfile::TempDir,
+    directory: tempfile::TempDir,
 }
 
 /// A policy without calibration and repeats.
@@ -49,10 +52,19 @@ impl Site {
             seed: [9; 32],
             behind_proxy: false,
             log: Arc::new(move |line: &str| written.lock().unwrap().push(line.to_owned())),
-            boards: Boards::default(),
+            boards: Boards {
+                dir: Some(directory.path().to_owned()),
+                stages: vec![sample::board()],
+                lineage: Some(Arc::new(|release| Ok(format!("<svg>{release}</svg>")))),
+            },
         };
         let app = App::new(store.clone(), options).await.unwrap();
-        Site { router: router(app.clone()), app, store, clock, log, _directory: directory }
+        Site { router: router(app.clone()), app, store, clock, log, directory }
+    }
+
+    /// The project's directory.
+    pub fn dir(&self) -> &Path {
+        self.directory.path()
     }
 
     pub fn now(&self) -> i64 {

@@ -1,15 +1,20 @@
 //! A site to look at and to drive a browser against: a panel in a temporary directory with material, known answers and the votes of eight people.
 //!
+//! There are also runs, one of which trains: it takes a step every half second. Evaluations, verdicts and releases are there from the beginning.
+//!
 //! Prints one line of JSON (`address`, invite paths by role) and serves until its standard input ends.
 //!
 //! `cargo run -p polity-web --example site`
 
-use std::collections::BTreeSet;
-use std::io::Read;
-use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+mod sample;
 
-use polity_rows::{Message, Text};
+use std::collections::BTreeSet;
+use std::io::{Read, Write};
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use polity_rows::{FileLock, Message, Text};
 use polity_store::*;
 use polity_web::{App, Boards, Options};
 use serde_json::json;
@@ -148,6 +153,59 @@ async fn vote(store: &Store) -> Result<()> {
     store.set_policy(first, "sample", now_ms()).await
 }
 
+/// Steps of the run that trains which are there from the beginning.
+const TRAINED: u64 = 90;
+/// Of all.
+const STEPS: u64 = 200;
+
+/// Runs, what was measured of their models, what the gate said, what was released.
+async fn govern(store: &Store, project: &Path) -> std::result::Result<(), Box<dyn std::error::Error>> {
+    let runs = project.join("runs");
+    sample::write_run(&runs.join("ppo"), 1.0, STEPS, Some("2026-11-01T08:05:00Z"))?;
+    sample::write_run(&runs.join("ppo-hard"), 2.2, STEPS, Some("2026-11-01T09:05:00Z"))?;
+    sample::write_run(&runs.join("ppo-lost"), 0.7, 60, None)?;
+    std::fs::write(runs.join("ppo-lost/.lock"), "")?;
+    sample::write_run(&runs.join("ppo-now"), 1.3, TRAINED, None)?;
+    let (base, good, other, hard) = ("3f9a81c2d4e5", "77ab01cd9e10", "91c0ffee2b", "deadbeef4455");
+    for (place, model) in [("runs/sft", base), ("runs/ppo", good), ("runs/ppo-hard", hard)] {
+        sample::recorded(store, place, model, now_ms()).await?;
+    }
+    let ada = store.add_account("Ada", None, [Role::Approver].into(), "sample", now_ms()).await?;
+    let ben = store.add_account("Ben", None, [Role::Approver].into(), "sample", now_ms()).await?;
+    sample::judged(store, other, base, true, 0, now_ms()).await?;
+    sample::released(store, project, other, None, &ben.id, now_ms()).await?;
+    let verdict = sample::judged(store, good, base, true, 1, now_ms()).await?;
+    let asked =
+        || Asked { model: good.into(), channel: "production".into(), verdict: Some(verdict.id.clone()) };
+    let refused = store.may_release(asked(), &ben.id, now_ms()).await?;
+    assert!(refused.is_err(), "nobody has approved it yet");
+    store.approve(asked(), &ada.id, now_ms()).await?.map_err(|refusal| refusal.to_string())?;
+    let release = sample::released(store, project, good, None, &ben.id, now_ms()).await?;
+    let back = Rollback {
+        channel: "production".into(),
+        from: release.what.release,
+        to: "production-1".into(),
+        skipped: vec![],
+    };
+    store.add_rollback(back, &ada.id, now_ms()).await?;
+    sample::released(store, project, good, Some(0.1), &ben.id, now_ms()).await?;
+    sample::judged(store, hard, base, false, 0, now_ms()).await?;
+    std::fs::create_dir_all(project.join("measures"))?;
+    std::fs::write(project.join("measures/lost.json"), sample::evaluation("5bad5bad5bad", 0.45))?;
+    Ok(())
+}
+
+/// Takes the steps of the run that trains, holding its lock as a trainer does.
+fn train(run: &Path) -> std::io::Result<()> {
+    let _lock = FileLock::take(&run.join(".lock"))?;
+    let mut numbers = std::fs::OpenOptions::new().append(true).open(run.join("metrics.jsonl"))?;
+    for n in TRAINED + 1..=STEPS {
+        std::thread::sleep(Duration::from_millis(500));
+        numbers.write_all(sample::step(n, 1.3).as_bytes())?;
+    }
+    Ok(())
+}
+
 #[tokio::main]
 async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let directory = tempfile::tempdir()?;
@@ -172,6 +230,9 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
     let store = Store::create(&location, seed, project, "sample", now_ms()).await?;
     fill(&store).await?;
     vote(&store).await?;
+    govern(&store, directory.path()).await?;
+    let run = directory.path().join("runs/ppo-now");
+    std::thread::spawn(move || train(&run));
     let mut invites = json!({});
     for role in Role::ALL {
         let secret =
@@ -183,7 +244,16 @@ async fn main() -> std::result::Result<(), Box<dyn std::error::Error>> {
         seed,
         behind_proxy: false,
         log: Arc::new(|line| eprintln!("{line}")),
-        boards: Boards::default(),
+        boards: Boards {
+            dir: Some(directory.path().to_owned()),
+            stages: vec![sample::board()],
+            // The command line draws real ones.
+            lineage: Some(Arc::new(|release| {
+                Ok(format!(
+                    "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 300 60\" width=\"300\" height=\"60\"><text x=\"9\" y=\"30\">{release}</text></svg>"
+                ))
+            })),
+        },
     };
     let app = App::new(store.clone(), options).await?;
     let listener = TcpListener::bind("127.0.0.1:0").await?;
