@@ -90,7 +90,7 @@ impl BarChart {
         let range = shown
             .fold(range, |range, x| Range { low: range.low.min(x), high: range.high.max(x) })
             .or_around(range.low.abs() * 0.1);
-        let ticks = nice_ticks(range.low, range.high, 4);
+        let ticks = self.ticks(range);
         let range = Range { low: range.low.min(ticks[0]), high: range.high.max(ticks[ticks.len() - 1]) };
 
         let letters = self.categories.iter().map(|name| name.chars().count()).max().unwrap_or(0);
@@ -141,6 +141,14 @@ impl BarChart {
             groups => groups.iter().map(|group| (group.name.as_str(), group.colour)).collect(),
         };
         figure(&self.title, &self.unit, &legend, (WIDTH, bottom + 20.0), &self.summary(), &svg, "")
+    }
+
+    /// As many as have room for their labels.
+    fn ticks(&self, range: Range) -> Vec<f64> {
+        const LETTERS: usize = 26;
+        let many = nice_ticks(range.low, range.high, 6);
+        let letters: usize = tick_labels(&many).iter().map(|label| label.len() + 2).sum();
+        if letters > LETTERS { nice_ticks(range.low, range.high, 3) } else { many }
     }
 
     /// What it shows in words.

@@ -7,12 +7,15 @@ use crate::frame::{Frame, HEIGHT, Range, WIDTH};
 use crate::text::{escape, short};
 use crate::{COLOURS, empty_figure, figure, legend_of};
 
+/// A path of at most this many points shows each of them.
+const DOTS_MAX: usize = 40;
+
 /// Points of one colour.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Cloud {
     /// In the legend.
     pub name: String,
-    /// `(x, y, label)`; a label may be empty.
+    /// `(x, y, label)`; a label may be empty. On a path a labelled point is large, and its label is shown when it is pointed at.
     pub points: Vec<(f64, f64, String)>,
     /// Join the points by a line, in their order: a path over time.
     pub joined: bool,
@@ -52,7 +55,9 @@ impl Scatter {
                 let path: Vec<(f64, f64)> = finite.iter().map(|(x, y, _)| (*x, *y)).collect();
                 frame.path(&mut svg, &path, colour);
             }
-            for (x, y, label) in finite {
+            // On a long path the dots would be a second, thicker one.
+            let bare = cloud.joined && finite.len() > DOTS_MAX;
+            for (x, y, label) in finite.into_iter().filter(|(_, _, label)| !bare || !label.is_empty()) {
                 let (px, py) = (frame.px(*x), frame.py(*y));
                 // On a path the labelled points are the ones to look at.
                 let radius = if cloud.joined && label.is_empty() { 1.8 } else { 4.0 };
@@ -62,7 +67,7 @@ impl Scatter {
                     "<circle cx=\"{px:.1}\" cy=\"{py:.1}\" r=\"{radius}\" fill=\"var(--c{colour})\"><title>{}</title></circle>",
                     escape(&tip)
                 );
-                if !label.is_empty() {
+                if !label.is_empty() && !cloud.joined {
                     // To the left of a point in the right half, so that the label stays inside.
                     let left = px > WIDTH / 2.0;
                     let (dx, anchor) = if left { (-7.0, "end") } else { (7.0, "start") };

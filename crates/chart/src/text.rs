@@ -5,7 +5,7 @@ pub fn nice_ticks(low: f64, high: f64, count: usize) -> Vec<f64> {
     let raw = (high - low) / count.max(1) as f64;
     let power = 10.0_f64.powf(raw.log10().floor());
     let step =
-        [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= raw * 0.999).unwrap_or(raw);
+        [1.0, 2.0, 5.0, 10.0].map(|m| m * power).into_iter().find(|step| *step >= raw * 0.85).unwrap_or(raw);
     let ticks_at = |step: f64| {
         let (first, last) = ((low / step - 1e-9).ceil(), (high / step + 1e-9).floor());
         // `+ 0.0` turns -0 into 0.

@@ -165,7 +165,7 @@ fn frontier(ones: &[One], plain: bool, names: &[&str]) -> Markup {
             h2 { "Reward against KL" }
             div.charts { @for chart in &charts { (chart::scatter(chart)) } }
             p.hint {
-                "A path is a run from its first step to its last. At the same KL higher is better; where the reward model's score rises and the one that matters falls, "
+                "A path is a run from its first step to its last, which has a large dot. At the same KL higher is better; where the reward model's score rises and the one that matters falls, "
                 "the reward model is over-optimised. "
                 a href={"/runs/compare?" (other) "x=" (if plain { "root" } else { "plain" })} { @if plain { "The root of the KL as axis" } @else { "The plain KL as axis" } }
             }

@@ -157,11 +157,20 @@ impl Shown {
         html! {
             div {
                 p.part { (title) }
-                p { strong { (release.what.release) } ": " (model(&self.models, &release.what.model)) }
+                p { strong { (release.what.release) } ": " (self.made_by(release)) }
                 p { "Since " (page::time(release.at_ms)) ", by " (self.names.of(&release.actor)) "; "
                     @if approved.is_empty() { "no approvals were asked for" } @else { "approved by " (approved.join(", ")) } "." }
                 p { (self.links(release)) }
             }
+        }
+    }
+
+    /// A release's model; one that is known by the release alone is not called by its name again.
+    fn made_by(&self, release: &Recorded<Release>) -> Markup {
+        let hash = &release.what.model;
+        match self.models.0.get(hash) == Some(&release.what.release) {
+            true => html! { code title=(hash) { (page::short(hash)) } },
+            false => model(&self.models, hash),
         }
     }
 
@@ -189,7 +198,7 @@ impl Shown {
                         @else if is(release, &state.canary) { (pill("going", "canary")) }
                         @else if state.rollbacks.iter().any(|back| back.what.from == release.what.release) { (pill("bad", "rolled back")) }
                     }
-                    td { (model(&self.models, &release.what.model)) } td { (self.names.of(&release.actor)) } td.nowrap { (self.links(release)) }
+                    td { (self.made_by(release)) } td { (self.names.of(&release.actor)) } td.nowrap { (self.links(release)) }
                 },
                 Past::WentBack(back) => tr {
                     td.n { (back.seq) } td.nowrap { (page::time(back.at_ms)) }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::log::{Metrics, RunLog};
 use super::runs::{self, Looked, Progress, State};
-use super::{Names, cut, live, number, pill, waiting};
+use super::{live, number, pill, waiting};
 use crate::app::App;
 use crate::error::Outcome;
 use crate::field::{Kind, needed};
@@ -121,7 +121,7 @@ fn table_row(app: &App, row: &Row) -> Markup {
             td { a href={"/runs/" (page::segment(name))} { strong { (name) } } }
             td title=(run.why) { (state(run.state)) }
             td { (run.stage) }
-            td.n { (progress_of(progress.as_ref())) }
+            td.n { (progress_of(run.state, progress.as_ref())) }
             td.n { @for (label, value) in numbers(app, run, metrics) { span.nowrap { (label) " " strong { (short(value)) } } br; } }
             td { @for alarm in alarms { span.remark { (alarm) } " " } }
             td.nowrap { @if let Some(at_ms) = run.began_ms { (page::time(at_ms)) } }
@@ -145,8 +145,10 @@ pub(crate) fn state(state: State) -> Markup {
     pill(kind, state.name())
 }
 
-pub(crate) fn progress_of(progress: Option<&Progress>) -> Markup {
-    let Some(progress) = progress else { return html! { "no step yet" } };
+pub(crate) fn progress_of(state: State, progress: Option<&Progress>) -> Markup {
+    let Some(progress) = progress else {
+        return html! { @if state == State::Running { "no step yet" } @else { "no numbers here" } };
+    };
     html! {
         @if let Some(share) = progress.share {
             progress max="100" value=(format!("{:.1}", 100.0 * share)) aria-label="Share done" {}
@@ -162,7 +164,6 @@ pub(crate) fn summary(run: &Looked, metrics: &Metrics, progress: Option<&Progres
     let numbers: serde_json::Map<String, Value> = metrics
         .curves
         .keys()
-        .take(NUMBERS_MAX)
         .filter_map(|name| Some((name.clone(), number(metrics.value(name)?))))
         .collect();
     json!({
@@ -175,9 +176,6 @@ pub(crate) fn summary(run: &Looked, metrics: &Metrics, progress: Option<&Progres
     })
 }
 
-/// Numbers of a run in JSON.
-const NUMBERS_MAX: usize = 300;
-
 async fn runs_api(app: App, _call: Call) -> Outcome<Response> {
     let (rows, _) = rows(&app).await?;
     let runs: Vec<Value> = rows
@@ -189,40 +187,4 @@ async fn runs_api(app: App, _call: Call) -> Outcome<Response> {
         })
         .collect();
     Ok(json_response(&json!({"runs": runs})))
-}
-
-/// What a person may want to know of where a run came from.
-pub(crate) fn provenance(run: &Looked, names: &Names) -> Vec<(String, String)> {
-    let manifest = &run.manifest;
-    let text = |value: &Value| match value {
-        Value::String(text) => cut(text, 300),
-        Value::Null => String::new(),
-        other => cut(&other.to_string(), 300),
-    };
-    let words = |value: &Value| {
-        let words = value.as_array().map(|words| words.iter().map(text).collect::<Vec<_>>().join(" "));
-        cut(&words.unwrap_or_default(), 600)
-    };
-    let machine = &manifest["machine"];
-    let mut facts = vec![
-        ("Place".to_owned(), run.found.place.clone()),
-        ("Command".to_owned(), words(&manifest["command"])),
-        ("Seed".to_owned(), text(&manifest["seed"])),
-        ("Version".to_owned(), [text(&manifest["code_version"]), text(&manifest["code_commit"])].join(" ")),
-        ("Machine".to_owned(), [text(&machine["cpu"]), text(&machine["isa"])].join(" ")),
-        ("Started".to_owned(), text(&manifest["started"])),
-        ("Resumed".to_owned(), words(&manifest["resumed"])),
-        ("Finished".to_owned(), text(&manifest["finished"])),
-    ];
-    for input in manifest["inputs"].as_array().into_iter().flatten().take(20) {
-        let hash: String = text(&input["blake3"]).chars().take(12).collect();
-        facts
-            .push((format!("Input: {}", text(&input["role"])), format!("{} ({hash})", text(&input["path"]))));
-    }
-    if let Some(record) = &run.found.on_record {
-        facts.push(("Recorded by".to_owned(), names.of(&record.actor).to_owned()));
-        facts.push(("Model".to_owned(), record.model.clone().unwrap_or_default()));
-    }
-    facts.retain(|(_, value)| !value.trim().is_empty());
-    facts
 }

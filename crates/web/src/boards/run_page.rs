@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use super::log::{Alarm, RunLog, Sample};
 use super::runs::{self, Looked, Progress, State};
-use super::{Names, live, number, run_list, waiting};
+use super::{Names, cut, live, number, run_list, waiting};
 use crate::app::App;
 use crate::chart;
 use crate::error::{Failure, Outcome};
@@ -109,8 +109,8 @@ async fn run_page(app: App, call: Call) -> Outcome<Response> {
         (settings(&read.run.settings))
         section.card {
             h2 { "Where it came from" }
-            dl.facts {
-                @for (what, value) in run_list::provenance(&read.run, &names) { div { dt { (what) } dd.wrap { (value) } } }
+            dl.facts.pairs {
+                @for (what, value) in provenance(&read.run, &names) { div { dt { (what) } dd.wrap { (value) } } }
             }
             @if let Some(model) = read.run.found.on_record.as_ref().and_then(|record| record.model.as_ref()) {
                 p { a href={"/evaluations?model=" (page::segment(model))} { "Evaluations of its model" } }
@@ -126,7 +126,7 @@ fn inside(read: &Read) -> Markup {
     html! {
         section.card {
             p { (run_list::state(run.state)) " " (read.board.title) @if read.board.title.is_empty() { (run.stage) } }
-            p { (run_list::progress_of(read.progress.as_ref())) @if let Some(progress) = &read.progress { ", after " (page::span((progress.time_s * 1000.0) as i64)) } }
+            p { (run_list::progress_of(run.state, read.progress.as_ref())) @if let Some(progress) = &read.progress { ", after " (page::span((progress.time_s * 1000.0) as i64)) } }
             p.hint { "It is taken for " (run.state.name()) " because " (run.why) "." @if let Some(at_ms) = run.last_ms { " Written last: " (page::time(at_ms)) "." } }
             @if read.behind { p.notice { "Its files are long and are still being read." } }
             @for problem in &read.problems { p.wrong { (problem) "." } }
@@ -244,6 +244,42 @@ fn settings(settings: &BTreeMap<String, String>) -> Markup {
     }
 }
 
+/// What a person may want to know of where a run came from.
+fn provenance(run: &Looked, names: &Names) -> Vec<(String, String)> {
+    let manifest = &run.manifest;
+    let text = |value: &Value| match value {
+        Value::String(text) => cut(text, 300),
+        Value::Null => String::new(),
+        other => cut(&other.to_string(), 300),
+    };
+    let words = |value: &Value| {
+        let words = value.as_array().map(|words| words.iter().map(text).collect::<Vec<_>>().join(" "));
+        cut(&words.unwrap_or_default(), 600)
+    };
+    let machine = &manifest["machine"];
+    let mut facts = vec![
+        ("Place".to_owned(), run.found.place.clone()),
+        ("Command".to_owned(), words(&manifest["command"])),
+        ("Seed".to_owned(), text(&manifest["seed"])),
+        ("Version".to_owned(), [text(&manifest["code_version"]), text(&manifest["code_commit"])].join(" ")),
+        ("Machine".to_owned(), [text(&machine["cpu"]), text(&machine["isa"])].join(" ")),
+        ("Started".to_owned(), text(&manifest["started"])),
+        ("Resumed".to_owned(), words(&manifest["resumed"])),
+        ("Finished".to_owned(), text(&manifest["finished"])),
+    ];
+    for input in manifest["inputs"].as_array().into_iter().flatten().take(20) {
+        let hash: String = text(&input["blake3"]).chars().take(12).collect();
+        facts
+            .push((format!("Input: {}", text(&input["role"])), format!("{} ({hash})", text(&input["path"]))));
+    }
+    if let Some(record) = &run.found.on_record {
+        facts.push(("Recorded by".to_owned(), names.of(&record.actor).to_owned()));
+        facts.push(("Model".to_owned(), record.model.clone().unwrap_or_default()));
+    }
+    facts.retain(|(_, value)| !value.trim().is_empty());
+    facts
+}
+
 async fn run_api(app: App, call: Call) -> Outcome<Response> {
     let read = read(&app, call.part("name")).await?;
     let sample = |sample: &Sample| {
@@ -268,7 +304,7 @@ async fn curves_api(app: App, call: Call) -> Outcome<Response> {
     let wanted = call.list("metric");
     if let Some(unknown) = wanted.iter().find(|name| !read.curves.contains_key(**name)) {
         let known: Vec<&str> = read.curves.keys().map(String::as_str).collect();
-        let what = format!("`metric` is `{}`; this run has {}", super::cut(unknown, 60), known.join(", "));
+        let what = format!("`metric` is `{}`; this run has {}", cut(unknown, 60), known.join(", "));
         return Err(Failure::Input(what));
     }
     let curve = |(name, curve): (&String, &Curve)| {

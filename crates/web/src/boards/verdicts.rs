@@ -88,7 +88,7 @@ async fn verdict_page(app: App, call: Call) -> Outcome<Response> {
     let body = html! {
         h1 { "Verdict " (decision(&verdict.what.verdict)) }
         section.card {
-            dl.facts {
+            dl.facts.pairs {
                 div { dt { "Model" } dd { (model(&models, &verdict.what.model)) ": " a href={"/evaluations?model=" (page::segment(&verdict.what.model))} { "its evaluations" } } }
                 @if let Ok(said) = &said { @for (what, key) in [("Baseline", "baseline"), ("Released last", "last_release")] {
                     @if let Some(hash) = said[key].as_str() { div { dt { (what) } dd { (model(&models, hash)) } } }
@@ -142,7 +142,7 @@ fn criterion_card(criterion: &Value) -> Markup {
             p { (cut(text(&criterion["reason"]), 1000)) "." }
             div.columns {
                 @if let Some(chart) = effect_chart(criterion, against) { (chart::bars(&chart)) }
-                dl.facts {
+                dl.facts.pairs {
                     @if measure.is_object() {
                         div { dt { "Measured: " (named(measure)) } dd {
                             (figure(&measure["estimate"])) " [" (figure(&measure["low"])) ", " (figure(&measure["high"])) "] " (text(&measure["unit"]))

@@ -7,6 +7,7 @@ packages `chromium-driver` and `python3-selenium`. Fails on the first thing that
 a page wider than the screen, and on anything that the browser complains about (its console, the content security policy).
 """
 
+import base64
 import json
 import pathlib
 import subprocess
@@ -60,6 +61,13 @@ class Browser:
     def keys(self, *keys):
         ActionChains(self.driver).send_keys(*keys).perform()
 
+    def press(self, selector):
+        """Clicks what may be replaced at any moment."""
+        def pressed():
+            self.one(selector).click()
+            return True
+        self.wait(selector, pressed)
+
     def fill(self, name, value):
         field = self.one(f"[name='{name}']")
         field.clear()
@@ -112,6 +120,11 @@ class Browser:
     def shot(self, name):
         self.driver.save_screenshot(str(self.out / f"{name}.png"))
 
+    def whole(self, name):
+        """A picture of the whole page, however long."""
+        picture = self.driver.execute_cdp_cmd("Page.captureScreenshot", {"captureBeyondViewport": True})
+        (self.out / f"{name}.png").write_bytes(base64.b64decode(picture["data"]))
+
     def look(self, name):
         """A picture in each shape, and axe's opinion."""
         for screen in SCREENS:
@@ -119,7 +132,7 @@ class Browser:
                 self.shape(screen, scheme)
                 time.sleep(0.15)
                 where = f"{name}-{screen}-{scheme}"
-                self.shot(where)
+                self.whole(where)
                 over = self.driver.execute_script("return document.documentElement.scrollWidth - innerWidth")
                 expect(over <= 0, f"{where} is {over} pixels wider than the screen")
                 self.driver.execute_script(self.axe)
@@ -251,6 +264,56 @@ def by_touch(browser):
     browser.shape("desktop", "light")
 
 
+def shown_steps(browser):
+    """The step that the page of a run says it is at."""
+    words = browser.one("#live").text.split("step ")[1]
+    return int("".join(c for c in words.split()[0] if c.isdigit()))
+
+
+def dashboards(browser):
+    """Every dashboard, and a run's page while it trains."""
+    browser.open("/runs")
+    browser.look("runs")
+    for name in ("ppo", "ppo-hard"):
+        browser.press(f"input[name=run][value='{name}']")
+    # A tick survives the page's own refreshing.
+    kept = browser.one("#live").get_attribute("data-seen")
+    browser.wait("the list to be refreshed", lambda: browser.one("#live").get_attribute("data-seen") != kept)
+    expect(browser.has("input[name=run][value='ppo']:checked"), "a tick is kept when the list is refreshed")
+    browser.leave("the comparison", lambda: browser.press("form[action='/runs/compare'] button"))
+    expect("kl_coef" in browser.text(), browser.text()[:300])
+    browser.look("runs-compare")
+    for name in ("ppo", "ppo-hard", "ppo-lost"):
+        browser.open("/runs/" + name)
+        browser.look("run-" + name)
+
+    # A run that trains: new steps come without a reload, and what was opened stays open.
+    browser.open("/runs/ppo-now")
+    browser.look("run-now")
+    browser.press("#numbers summary")
+    before, drawn = shown_steps(browser), browser.one("figure.chart svg path").get_attribute("d")
+    browser.driver.execute_script("window.same = true")
+    browser.wait("a step", lambda: shown_steps(browser) > before)
+    browser.wait("the curve", lambda: browser.one("figure.chart svg path").get_attribute("d") != drawn)
+    expect(browser.one("#numbers").get_attribute("open") is not None, "what was opened stays open")
+    expect(browser.driver.execute_script("return window.same"), "the page was not reloaded")
+    browser.look("run-now-later")
+
+    browser.open("/evaluations?model=77ab01cd9e10&baseline=3f9a81c2d4e5")
+    browser.look("evaluations")
+    browser.open("/verdicts")
+    browser.look("verdicts")
+    browser.leave("a verdict", lambda: browser.one("a[href^='/verdicts/']").click())
+    browser.look("verdict")
+    browser.open("/releases")
+    browser.look("releases")
+    browser.open("/releases/production-1/card")
+    browser.look("release-card")
+    browser.open("/releases/production-1/lineage")
+    expect(browser.driver.execute_script("return document.querySelector('img.lineage').naturalWidth > 0"), "the lineage is drawn")
+    browser.look("release-lineage")
+
+
 def main():
     site, out, axe = sys.argv[1], pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3])
     out.mkdir(parents=True, exist_ok=True)
@@ -278,6 +341,7 @@ def main():
                      "datasets", "ledger", "formulas"):
             browser.open("/" + path)
             browser.look(path.replace("/", "-"))
+        dashboards(browser)
         browser.open("/panel")
         browser.leave("an annotator", lambda: browser.one("td a[href^='/panel/']").click())
         browser.look("annotator")
