@@ -34,7 +34,7 @@ pub fn run(args: &LineageArgs, global: &Global, ui: &Ui) -> CommandResult {
     let record = Record::read(&project)?;
     let target = record.find(&project, &args.what)?;
     let lineage = trace(&project, &record, &project.verify(None, ui)?, &target)?;
-    let title = lineage.nodes.first().map(|root| format!("{} {}", root.kind, root.name)).unwrap_or_default();
+    let title = title(&lineage);
     write(args.svg.as_deref(), || svg(&lineage, &title), ui)?;
     write(args.html.as_deref(), || html(&lineage, &title), ui)?;
     match global.json {
@@ -59,7 +59,11 @@ pub fn drawing(project: &Path, release: &str) -> CommandResult<String> {
     let target = record.find(&project, release)?;
     let verification = project.wait(project.store().verify(None))?;
     let lineage = trace(&project, &record, &verification, &target)?;
-    Ok(svg(&lineage, &format!("release {release}")))
+    Ok(svg(&lineage, &title(&lineage)))
+}
+
+fn title(lineage: &Lineage) -> String {
+    lineage.nodes.first().map(|root| format!("{} {}", root.kind, root.name)).unwrap_or_default()
 }
 
 fn write(file: Option<&Path>, text: impl FnOnce() -> String, ui: &Ui) -> CommandResult {

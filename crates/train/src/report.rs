@@ -884,10 +884,18 @@ mod tests {
     #[test]
     fn panels_name_declared_metrics() {
         for stage in Stage::ALL {
-            for (title, lines) in panels(stage) {
-                for (_, name) in *lines {
-                    assert!(metrics::find(stage, name).is_some(), "{stage}, {title}: {name}");
-                }
+            let board = board(stage);
+            for (name, title) in
+                board.panels.iter().flat_map(|panel| panel.lines.iter().map(|(_, name)| (name, &panel.title)))
+            {
+                let declared =
+                    metrics::find(stage, name).unwrap_or_else(|| panic!("{stage}, {title}: {name}"));
+                let copy = format!("{EVAL_PREFIX}{name}");
+                assert_eq!(
+                    board.metric(&copy).map(|metric| metric.unit.as_str()),
+                    Some(declared.unit),
+                    "{name}"
+                );
             }
         }
     }

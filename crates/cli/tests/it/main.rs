@@ -6,6 +6,7 @@
 mod agreement;
 mod bad_input;
 mod bad_training;
+mod boards;
 mod chat;
 mod drill;
 mod eval;

@@ -161,11 +161,8 @@ pub(crate) fn progress_of(state: State, progress: Option<&Progress>) -> Markup {
 
 /// How a run stands, as JSON.
 pub(crate) fn summary(run: &Looked, metrics: &Metrics, progress: Option<&Progress>) -> Value {
-    let numbers: serde_json::Map<String, Value> = metrics
-        .curves
-        .keys()
-        .filter_map(|name| Some((name.clone(), number(metrics.value(name)?))))
-        .collect();
+    let numbers: serde_json::Map<String, Value> =
+        metrics.curves.keys().filter_map(|name| Some((name.clone(), number(metrics.value(name)?)))).collect();
     json!({
         "name": run.found.name, "place": run.found.place, "state": run.state.name(), "why": run.why, "stage": run.stage,
         "began_ms": run.began_ms, "last_ms": run.last_ms,
