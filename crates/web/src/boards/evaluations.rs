@@ -41,7 +41,7 @@ pub(crate) const ROUTES: &[Route] = &[
     route!(GET "/api/v1/evaluations" WATCHERS, "Evaluations without their items, those of the ledger first.",
         [may("model", Kind::Text, "Only this model's.")],
         [
-            needed("evaluations", Kind::Objects, "`model`, `suite`, `settings`, `measures` (`name`, `category`, `unit`, `estimate`, `low`, `high`, `n`, `confidence`), `at_ms`, `event` of the ledger (null if there is none), `file`."),
+            needed("evaluations", Kind::Objects, "`model`, `suite`, `suite_name`, `settings`, `inputs`, `measures` (`name`, `category`, `unit`, `estimate`, `low`, `high`, `n`, `confidence`), `at_ms`, `event` of the ledger (null if there is none), `file`."),
             needed("problems", Kind::List, "Files that could not be read."),
         ], evaluations_api),
 ];
@@ -52,7 +52,11 @@ pub(crate) struct Evaluation {
     model: String,
     suite: String,
     #[serde(default)]
+    suite_name: Option<String>,
+    #[serde(default)]
     settings: Map<String, Value>,
+    #[serde(default)]
+    inputs: Map<String, Value>,
     measures: Vec<Measure>,
 }
 
@@ -208,9 +212,9 @@ async fn evaluations_page(app: App, call: Call) -> Outcome<Response> {
         @for problem in &problems { p.wrong { (problem) "." } }
         @if entries.is_empty() {
             section.card {
-                p { "There are no evaluations yet. A file of measures in the project's " code { "measures/" } " or " code { "evaluations/" } " is shown here; " }
-                pre.scroll tabindex="0" { "polity gate runs/ppo/model --policy policy.toml --measures measures/" }
-                p { "judges on them, and puts them into the ledger." }
+                p { "There are no evaluations yet. In the project's directory," }
+                pre.scroll tabindex="0" { "polity eval runs/ppo/model --suite SUITE" }
+                p { "measures a model. Every file of measures in " code { "measures/" } " or " code { "evaluations/" } " is shown here; " code { "polity gate" } " judges on them, and puts them into the ledger." }
             }
         } @else {
             (choice(&entries, &models, &candidate, baseline.as_deref()))
@@ -292,7 +296,11 @@ fn suite(entry: &Entry, beside: Option<&Entry>, models: &Models) -> Markup {
     let settings = settings_text(&evaluation.settings);
     html! {
         section.card {
-            h2 { "Suite " code title=(evaluation.suite) { (page::short(&evaluation.suite)) } }
+            h2 {
+                "Suite "
+                @if let Some(name) = &evaluation.suite_name { (cut(name, 100)) " " }
+                code title=(evaluation.suite) { (page::short(&evaluation.suite)) }
+            }
             p.hint {
                 @if settings.is_empty() { "No settings" } @else { (settings) } ". " (from(entry))
                 @if let Some(beside) = beside { " Beside it: " (from(beside)) }

@@ -279,8 +279,7 @@ async fn boards(site: &Site, payload: &str) {
     let measure = json!({
         "name": payload, "category": payload, "unit": payload, "estimate": 0.5, "low": 0.4, "high": 0.6, "n": 9, "confidence": 0.9,
     });
-    let evaluation =
-        json!({"model": payload, "suite": payload, "settings": {payload: payload}, "measures": [measure]});
+    let evaluation = json!({"model": payload, "suite": payload, "suite_name": payload, "settings": {payload: payload}, "measures": [measure]});
     fs::create_dir_all(site.dir().join("measures")).unwrap();
     fs::write(site.dir().join("measures/hostile.json"), evaluation.to_string()).unwrap();
     let effect = json!({"estimate": 0.1, "low": 0.0, "high": 0.2, "prompts": payload});
