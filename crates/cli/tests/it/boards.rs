@@ -47,7 +47,7 @@ fn a_trained_and_released_model_is_on_the_dashboards() {
     assert!(page.contains("class=\"limit\"") && page.contains(">pass</span>"), "{page}");
     assert!(get("/evaluations").contains("In the ledger since"));
     let card = get("/releases/production-1/card");
-    assert!(!card.contains("not the card that was released") && card.contains("DPO"), "{card}");
+    assert!(!card.contains("not the card that was released") && card.contains("model.safetensors"), "{card}");
     // Drawn by the command line's own code, while the server has the store open.
     let drawn = get("/releases/production-1/lineage.svg");
     shop.done("lineage production-1 --project DIR/p --svg DIR/lineage.svg");
