@@ -1,6 +1,6 @@
 //! A site to look at and to drive a browser against: a panel in a temporary directory with material, known answers and the votes of eight people.
 //!
-//! There are also runs, one of which trains: it takes a step every half second. Evaluations, verdicts and releases are there from the beginning.
+//! There are also runs, one of which trains: it takes a step every second. Evaluations, verdicts and releases are there from the beginning.
 //!
 //! Prints one line of JSON (`address`, invite paths by role) and serves until its standard input ends.
 //!
@@ -200,7 +200,7 @@ fn train(run: &Path) -> std::io::Result<()> {
     let _lock = FileLock::take(&run.join(".lock"))?;
     let mut numbers = std::fs::OpenOptions::new().append(true).open(run.join("metrics.jsonl"))?;
     for n in TRAINED + 1..=STEPS {
-        std::thread::sleep(Duration::from_millis(500));
+        std::thread::sleep(Duration::from_secs(1));
         numbers.write_all(sample::step(n, 1.3).as_bytes())?;
     }
     Ok(())
