@@ -2,7 +2,7 @@
 //!
 //! Reading order: `measure.rs` (a result and the items behind it), `suite.rs` (what to measure on), `inference.rs` (what items say
 //! about a mean), [`gate`] (policy in, verdict out); from answers to measures: [`answers`], [`preferred`] (win rates), [`refusal`] (a classifier
-//! of answers with known error rates) and [`refusals`], [`contamination`].
+//! of answers with known error rates) and [`refusals`], [`contamination`]; from scores to measures: [`acceptance`] (of a reward model).
 //!
 //! Everything here is a function of its arguments and of files it is given by name: no clock, no environment, no network, no hidden
 //! randomness.
@@ -12,6 +12,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod acceptance;
 pub mod answers;
 pub mod contamination;
 mod error;

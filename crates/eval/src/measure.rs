@@ -258,14 +258,20 @@ impl Evaluation {
         let wrong = |message: String| EvalError::Measures { file: file.to_owned(), message };
         let evaluation: Evaluation =
             serde_json::from_str(text).map_err(|error| wrong(format!("no file of measures: {error}")))?;
+        evaluation.check().map_err(wrong)?;
+        Ok(evaluation)
+    }
+
+    /// What is wrong with it, if anything: numbers that are not their items', a measure that is there twice.
+    pub(crate) fn check(&self) -> Result<(), String> {
         let mut seen = HashSet::new();
-        for measure in &evaluation.measures {
-            measure.check().map_err(wrong)?;
+        for measure in &self.measures {
+            measure.check()?;
             if !seen.insert((&measure.name, &measure.category)) {
-                return Err(wrong(format!("measure `{}` is there twice", measure.name)));
+                return Err(format!("measure `{}` is there twice", measure.name));
             }
         }
-        Ok(evaluation)
+        Ok(())
     }
 
     /// Writes it, whole or not at all.

@@ -31,16 +31,21 @@
 //! | exact, numeric | `prompt`, `answer` |
 //! | regex | `prompt`, `pattern` |
 //! | text | `text` |
-//! | preference | `prompt`, `first`, `second`, `better`: 1 or 2 |
+//! | preference | `prompt`, `first`, `second`, `better`: 1 or 2; or `chosen`, `rejected`, with or without `prompt` and `label`, as for training |
+//!
+//! A pair may have `first_votes` and `second_votes`: how many people preferred which. `label` is the share who prefer the chosen one; where it is
+//! ½ neither is better, and the row is left out.
 //!
 //! The suite's hash covers its kind, how it asks and reads, and every row as it is understood, not its settings (those are an evaluation's), the name, the source or the file's format: the same rows are
 //! the same suite.
 //!
 //! Not here: answering and scoring.
 
+use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use polity_rows::{FromRow, Pair, PreferenceRow, Row, Text};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -80,6 +85,22 @@ impl Kind {
         }
     }
 
+    /// Keys that a row may have.
+    fn optional_keys(self) -> &'static [&'static str] {
+        match self {
+            Kind::Preference => &["first_votes", "second_votes"],
+            _ => &[],
+        }
+    }
+
+    /// Keys that a row may have instead of its kind's.
+    fn other_keys(self) -> &'static [&'static str] {
+        match self {
+            Kind::Preference => &["chosen", "rejected", "label"],
+            _ => &[],
+        }
+    }
+
     /// What a value must be, where not every text will do.
     fn check(self, key: &str, value: &str) -> Result<(), &'static str> {
         let (good, expected) = match (self, key) {
@@ -87,6 +108,9 @@ impl Kind {
             (Kind::Numeric, "answer") => (number(value).is_some(), "a number"),
             (Kind::Regex, "pattern") => (Regex::new(value).is_ok(), "a regular expression"),
             (Kind::Preference, "better") => (["1", "2"].contains(&value), "1 or 2"),
+            (Kind::Preference, "first_votes" | "second_votes") => {
+                (value.parse::<u32>().is_ok(), "a number of votes")
+            }
             // An empty answer may be the better or the worse one.
             (Kind::Preference, "first" | "second") => (true, ""),
             _ => (!value.trim().is_empty(), "some text"),
@@ -211,7 +235,11 @@ impl Suite {
         let text = std::fs::read_to_string(file)
             .map_err(|source| EvalError::Read { file: file.to_owned(), source })?;
         let raw: RawSuite = strict::parse(file, &text)?;
-        let known = || ["id", "category"].iter().chain(raw.kind.keys());
+        let kind = raw.kind;
+        let known = || {
+            let keys = ["id", "category"].iter().chain(kind.keys());
+            keys.chain(kind.optional_keys()).chain(kind.other_keys())
+        };
         for (key, column) in &raw.columns {
             if !known().any(|known| known == key) {
                 let known: Vec<&str> = known().copied().collect();
@@ -251,7 +279,9 @@ impl Suite {
         let reader = suite.asking.reader();
         let mut ids = HashSet::new();
         for (number, (place, row)) in table.iter().enumerate() {
-            let row = raw.row(number, row, &reader).map_err(|what| wrong(&path, place, &what))?;
+            let Some(row) = raw.row(number, row, &reader).map_err(|what| wrong(&path, place, &what))? else {
+                continue;
+            };
             if !ids.insert(row.id.clone()) {
                 return Err(wrong(&path, place, &format!("a second row with id `{}`", row.id)));
             }
@@ -296,26 +326,21 @@ impl RawSuite {
         Ok(Asking { template: plain(&self.template), chat: self.chat, extract: plain(&self.extract) })
     }
 
-    /// A row of this kind.
-    fn row(&self, number: usize, row: &Map<String, Value>, reader: &Reader) -> Result<SuiteRow, String> {
-        let get = |key: &str| -> Result<Option<String>, String> {
-            let column = self.columns.get(key).map_or(key, |column| column.get_ref().as_str());
-            let found = match row.get(column) {
-                None | Some(Value::Null) => return Ok(None),
-                Some(Value::String(text)) => text.clone(),
-                Some(Value::Number(number)) => number.to_string(),
-                Some(_) => return Err(format!("`{column}` is neither a text nor a number")),
-            };
-            Ok(Some(match self.values.get(key) {
-                None => found,
-                Some(map) => map.get(&found).cloned().ok_or_else(|| {
-                    let known: Vec<&str> = map.keys().map(String::as_str).collect();
-                    format!("`{column}` is {found}; [values.{key}] knows {}", known.join(", "))
-                })?,
-            }))
-        };
+    /// A row of this kind; nothing if it is a pair of which neither is better.
+    fn row(
+        &self,
+        number: usize,
+        row: &Map<String, Value>,
+        reader: &Reader,
+    ) -> Result<Option<SuiteRow>, String> {
+        let get = |key: &str| self.get(row, key);
+        let ranked = self.kind == Kind::Preference && get("first")?.is_none() && get("chosen")?.is_some();
         let mut values = BTreeMap::new();
-        for &key in self.kind.keys() {
+        if ranked {
+            let Some(pair) = self.ranked(number, row)? else { return Ok(None) };
+            values.extend(pair);
+        }
+        for &key in if ranked { &[] } else { self.kind.keys() } {
             let value = get(key)?.ok_or_else(|| match self.columns.get(key) {
                 Some(column) => format!("`{}` is missing, the column of `{key}`", column.get_ref()),
                 None => format!("`{key}` is missing; name its column in [columns] if it has another name"),
@@ -324,14 +349,69 @@ impl RawSuite {
                 "answer" => reader.read(&value).map(str::to_owned).unwrap_or(value),
                 _ => value,
             };
-            let checked = self.kind.check(key, &value);
-            checked.map_err(|expected| {
-                format!("`{key}` is {:.60}; expected {expected}", format!("{value:?}"))
-            })?;
             values.insert(key, value);
         }
+        for &key in self.kind.optional_keys() {
+            values.extend(get(key)?.map(|value| (key, value)));
+        }
+        for (&key, value) in &values {
+            self.kind.check(key, value).map_err(|expected| {
+                format!("`{key}` is {:.60}; expected {expected}", format!("{value:?}"))
+            })?;
+        }
         let id = get("id")?.unwrap_or_else(|| number.to_string());
-        Ok(SuiteRow { id, category: get("category")?, values })
+        Ok(Some(SuiteRow { id, category: get("category")?, values }))
+    }
+
+    /// A cell as text, by the suite's name for it.
+    fn get(&self, row: &Map<String, Value>, key: &str) -> Result<Option<String>, String> {
+        let column = self.column(key);
+        let found = match row.get(column) {
+            None | Some(Value::Null) => return Ok(None),
+            Some(Value::String(text)) => text.clone(),
+            Some(Value::Number(number)) => number.to_string(),
+            Some(_) => return Err(format!("`{column}` is neither a text nor a number")),
+        };
+        Ok(Some(match self.values.get(key) {
+            None => found,
+            Some(map) => map.get(&found).cloned().ok_or_else(|| {
+                let known: Vec<&str> = map.keys().map(String::as_str).collect();
+                format!("`{column}` is {found}; [values.{key}] knows {}", known.join(", "))
+            })?,
+        }))
+    }
+
+    fn column<'s>(&'s self, key: &'s str) -> &'s str {
+        self.columns.get(key).map_or(key, |column| column.get_ref().as_str())
+    }
+
+    /// A pair as trainers read it, with its prompt: the better one first.
+    fn ranked(
+        &self,
+        number: usize,
+        row: &Map<String, Value>,
+    ) -> Result<Option<[(&'static str, String); 4]>, String> {
+        let keys = ["prompt", "chosen", "rejected", "label"];
+        let value: Map<String, Value> = keys
+            .into_iter()
+            .filter_map(|key| Some((key.to_owned(), row.get(self.column(key))?.clone())))
+            .collect();
+        let row = Row { index: number, line: None, value };
+        let read = PreferenceRow::from_row(row, &self.rows).map_err(|error| error.to_string())?;
+        let Pair::Text {
+            prompt: Text::Plain(prompt),
+            chosen: Text::Plain(first),
+            rejected: Text::Plain(second),
+        } = read.pair
+        else {
+            return Err("messages instead of text; write the prompt and both responses as text".into());
+        };
+        let better = match read.label.unwrap_or(1.0).total_cmp(&0.5) {
+            Ordering::Greater => "1",
+            Ordering::Less => "2",
+            Ordering::Equal => return Ok(None),
+        };
+        Ok(Some([("prompt", prompt), ("first", first), ("second", second), ("better", better.into())]))
     }
 }
 

@@ -51,6 +51,22 @@ pub fn calibration_error(probability: &[f64], outcome: &[f64], binning: Binning)
     Ok(error_of(&bins(probability, binning), probability, outcome))
 }
 
+/// Each value's part of the ECE, `±(y - p)` with the sign of its bin: their mean is the ECE, their spread its error.
+///
+/// # Panics
+///
+/// If the lengths differ or there are no bins.
+pub fn calibration_terms(probability: &[f64], outcome: &[f64], binning: Binning) -> Result<Vec<f64>, Error> {
+    check("calibration_terms", probability, outcome)?;
+    let mut terms: Vec<f64> = outcome.iter().zip(probability).map(|(y, p)| y - p).collect();
+    for bin in bins(probability, binning) {
+        if bin.iter().map(|&i| terms[i]).sum::<f64>() < 0.0 {
+            bin.iter().for_each(|&i| terms[i] = -terms[i]);
+        }
+    }
+    Ok(terms)
+}
+
 /// An ECE beside what it would be if the probabilities were right.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct CalibrationTest {

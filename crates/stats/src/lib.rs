@@ -51,7 +51,7 @@ pub use bradley_terry::{
 };
 pub use calibration::{
     Binning, CalibrationTest, area_under_curve, brier_score, calibration_error,
-    calibration_error_if_calibrated, calibration_test, log_loss, temperature,
+    calibration_error_if_calibrated, calibration_terms, calibration_test, log_loss, temperature,
 };
 pub use clustered::{Cell, cell_difference, cell_mean};
 pub use crowd_bt::{CrowdBt, CrowdPrior, Reliability};

@@ -63,11 +63,18 @@ impl Optimiser {
         }
     }
 
-    /// `ln d*` and its derivatives by α and β.
-    fn ln_peak(self, alpha: f64, beta: f64) -> (f64, [f64; 2]) {
+    fn ln_peak(self, alpha: f64, beta: f64) -> f64 {
         match self {
-            Optimiser::BestOfN => ((alpha / (2.0 * beta)).ln(), [1.0 / alpha, -1.0 / beta]),
-            Optimiser::Rl => (alpha / beta - 1.0, [1.0 / beta, -alpha / (beta * beta)]),
+            Optimiser::BestOfN => (alpha / (2.0 * beta)).ln(),
+            Optimiser::Rl => alpha / beta - 1.0,
+        }
+    }
+
+    /// Derivatives of `ln d*` by α and β.
+    pub fn ln_peak_gradient(self, alpha: f64, beta: f64) -> [f64; 2] {
+        match self {
+            Optimiser::BestOfN => [1.0 / alpha, -1.0 / beta],
+            Optimiser::Rl => [1.0 / beta, -alpha / (beta * beta)],
         }
     }
 }
@@ -117,7 +124,7 @@ pub fn over_optimisation(
 
     let peaked = beta > 0.0 && (optimiser == Optimiser::Rl || alpha > 0.0);
     let peak = peaked.then(|| {
-        let (ln_peak, [a, b]) = optimiser.ln_peak(alpha, beta);
+        let (ln_peak, [a, b]) = (optimiser.ln_peak(alpha, beta), optimiser.ln_peak_gradient(alpha, beta));
         let se = (a * a * v_alpha + 2.0 * a * b * v_cross + b * b * v_beta).max(0.0).sqrt();
         Estimate { estimate: ln_peak.exp(), low: (ln_peak - t * se).exp(), high: (ln_peak + t * se).exp(), n }
     });
