@@ -8,6 +8,7 @@ use std::fmt::Write as _;
 use std::io;
 use std::path::PathBuf;
 
+use clap::builder::NonEmptyStringValueParser;
 use clap::builder::styling::{AnsiColor, Styles};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueHint};
 use polity_train::config::{Config, KeyInfo};
@@ -266,13 +267,14 @@ Every measure comes with its interval, by category, and with the value of each p
 the model was trained on, as far as its run says, are left out. docs/evaluation.md has every measure.")]
     #[command(after_long_help = "\
 Examples:
+  polity eval runs/reward/model --suite pairs.toml      a reward model: its measures, and whether PPO may use it
   polity eval runs/ppo/model --suite xstest.toml --suite gsm8k.toml
   polity eval runs/ppo/model --baseline runs/sft/model --suite prompts.toml \\
       --reward-model runs/reward/model
   polity sample --model runs/sft/model --model runs/ppo/model --part holdout \\
       --per-prompt 1
   polity eval runs/ppo/model --baseline runs/sft/model --people")]
-    Eval(EvalArgs),
+    Eval(Box<EvalArgs>),
 
     /// Whether a model may be released: a policy and measures in, a verdict out
     #[command(long_about = "\
@@ -456,7 +458,7 @@ pub struct GateArgs {
     /// The candidate: a model directory, or the beginning of its hash
     #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath, required_unless_present_any = ["simulate", "show_policy"])]
     pub model: Option<String>,
-    /// What must be shown, as TOML; the default policy if left out
+    /// What must be shown, as TOML; or `default`, `reward-model`, which ship; the default policy if left out
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub policy: Option<PathBuf>,
     /// A file of measures, or a directory with some; repeat for more
@@ -472,7 +474,7 @@ pub struct GateArgs {
     /// Show how likely the policy is to pass what; measures, if given, say how values spread
     #[arg(long)]
     pub simulate: bool,
-    /// Print the default policy, with the reason for each number
+    /// Print the policy (the default one, unless --policy names another), with the reason for each number
     #[arg(long, conflicts_with = "simulate")]
     pub show_policy: bool,
     /// Prompts to simulate for each criterion; its n_min if left out
@@ -758,6 +760,9 @@ pub struct PpoArgs {
     /// The reward model: a directory with a scalar head
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub reward_model: PathBuf,
+    /// Go on although the reward model failed its acceptance; the reason goes on record
+    #[arg(long, value_name = "REASON", value_parser = NonEmptyStringValueParser::new())]
+    pub override_acceptance: Option<String>,
 }
 
 /// Reads the arguments, or prints help, version or a usage error (exit 2) and ends.

@@ -12,7 +12,7 @@ use std::path::Path;
 use polity_eval::gate::{CriterionVerdict, Decision, Direction, Verdict as Said};
 use polity_stats::panel::{PanelReport, PanelSettings, panel_report};
 use polity_store::{Asked, Dataset, Grounds, JudgementFilter, Recorded, Run, panel_votes};
-use polity_train::run::Manifest;
+use polity_train::run::{Manifest, RewardAcceptance};
 use serde_json::Value;
 
 use crate::clock::utc_of;
@@ -259,6 +259,7 @@ fn how_it_was_made(text: &mut String, project: &Project, runs: &[&Recorded<Run>]
         return Ok(());
     }
     *text += "| run | read | seed | program | machine | model |\n|---|---|---|---|---|---|\n";
+    let mut remarks = String::new();
     for run in runs {
         let manifest = match &run.what.manifest {
             Some(hash) => {
@@ -267,6 +268,9 @@ fn how_it_was_made(text: &mut String, project: &Project, runs: &[&Recorded<Run>]
             }
             None => None,
         };
+        if let Some(known) = manifest.as_ref().and_then(|manifest| manifest.acceptance.as_ref()) {
+            let _ = writeln!(remarks, "\n{}", accepted(&run.what.run, known));
+        }
         let inputs: Vec<String> = run
             .what
             .inputs
@@ -292,6 +296,7 @@ fn how_it_was_made(text: &mut String, project: &Project, runs: &[&Recorded<Run>]
             short(run.what.model.as_deref().unwrap_or_default())
         );
     }
+    *text += &remarks;
     for run in runs {
         let Some(hash) = &run.what.resolved else { continue };
         let settings = project.wait(project.store().document(hash))?;
@@ -309,6 +314,22 @@ fn how_it_was_made(text: &mut String, project: &Project, runs: &[&Recorded<Run>]
         );
     }
     Ok(())
+}
+
+/// What was known of the reward model behind a run.
+fn accepted(run: &str, known: &RewardAcceptance) -> String {
+    let RewardAcceptance { verdict, policy, policy_blake3, reasons, overridden } = known;
+    let said = format!(
+        "The reward model of {}: acceptance **{verdict}** under the policy {} (`{}`): {}.",
+        plain(run),
+        plain(policy),
+        short(policy_blake3),
+        plain(&reasons.join("; "))
+    );
+    match overridden {
+        Some(reason) => format!("{said} **Overridden**: {}", plain(reason)),
+        None => said,
+    }
 }
 
 fn data(text: &mut String, project: &Project, dataset: &Dataset) -> CommandResult<Option<Panel>> {

@@ -139,6 +139,7 @@ impl<'a> Demo<'a> {
             started: now_utc(),
             finished: None,
             resumed: Vec::new(),
+            acceptance: None,
         };
         let now_s = self.host.now_s();
         let mut run = RunDir::create(&self.dir.join("runs").join(name), &config.to_toml(), &manifest, now_s)?;

@@ -54,6 +54,9 @@ pub struct EvalArgs {
     /// A file that the model was trained on, beside those that its run names; rows of a suite that are in it are left out
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub train_data: Vec<PathBuf>,
+    /// What a reward model is accepted by: its own flags.
+    #[command(flatten)]
+    pub acceptance: AcceptanceArgs,
     /// Where evaluations go, and where those that are there already are found again
     #[arg(long, short, value_name = "DIR", value_hint = ValueHint::DirPath, default_value = "measures")]
     pub out: PathBuf,
@@ -63,4 +66,38 @@ pub struct EvalArgs {
     /// A setting, as for `polity generate` (a language model) or `polity score` (a reward model); repeat for more
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = crate::args::parse_set)]
     pub sets: Vec<(String, String)>,
+}
+
+/// Flags that only a reward model's evaluation has.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Reward models")]
+pub struct AcceptanceArgs {
+    /// What the reward model must show, as TOML; the `reward-model` policy that ships if left out
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub policy: Option<PathBuf>,
+    /// Another reward model of the same ensemble: how far they agree; repeat for more
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
+    pub beside: Vec<PathBuf>,
+    /// Samples of one policy, several to each prompt, for best-of-n: rows as for `polity score`, with the true reward in `gold`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub candidates: Option<PathBuf>,
+    /// A better reward model that gives the true reward of the candidates
+    #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "candidates")]
+    pub gold_model: Option<PathBuf>,
+    /// Policies that were optimised against the reward model, a row each: `kl` (nats per sequence), `gold`, and `step` or `id`
+    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    pub curve: Option<PathBuf>,
+}
+
+impl AcceptanceArgs {
+    /// The first flag that was given.
+    pub fn given(&self) -> Option<&'static str> {
+        let flags = [
+            (self.policy.is_some(), "--policy"),
+            (!self.beside.is_empty(), "--beside"),
+            (self.candidates.is_some(), "--candidates"),
+            (self.curve.is_some(), "--curve"),
+        ];
+        flags.into_iter().find_map(|(given, flag)| given.then_some(flag))
+    }
 }

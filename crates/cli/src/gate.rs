@@ -12,6 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use polity_eval::Evaluation;
+use polity_eval::acceptance::ACCEPTANCE_POLICY;
 use polity_eval::gate::{
     Assumptions, CriterionVerdict, DEFAULT_POLICY, Decision, Models, Policy, PolicyPower, Verdict, judge,
     simulate,
@@ -34,10 +35,10 @@ const COLUMNS: usize = 80;
 
 /// Runs the verb.
 pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
-    if args.show_policy {
-        return to_stdout(|out| out.write_all(DEFAULT_POLICY.as_bytes()));
-    }
     let (policy, policy_text) = policy(args.policy.as_deref())?;
+    if args.show_policy {
+        return to_stdout(|out| out.write_all(policy_text.as_bytes()));
+    }
     let (files, evaluations): (Vec<PathBuf>, Vec<Evaluation>) =
         evaluations(&args.measures)?.into_iter().unzip();
     let models = args.model.as_deref().map(|model| models(model, args, &evaluations)).transpose()?;
@@ -132,12 +133,19 @@ fn print_recorded(out: &mut impl Write, recorded: &Recorded<store::Verdict>) -> 
     }
 }
 
-/// The policy, and its text.
+/// Names of the policies that ship.
+pub const SHIPPED: [(&str, &str); 2] = [("default", DEFAULT_POLICY), (REWARD_MODEL, ACCEPTANCE_POLICY)];
+/// The one for reward models.
+pub const REWARD_MODEL: &str = "reward-model";
+
+/// The policy, and its text: a file, or one that ships by its name; the default one if none is named.
 pub fn policy(file: Option<&Path>) -> CommandResult<(Policy, String)> {
-    let Some(file) = file else {
-        let policy = Policy::parse(Path::new("the default policy"), DEFAULT_POLICY)?;
-        return Ok((policy, DEFAULT_POLICY.to_owned()));
-    };
+    let file = file.unwrap_or(Path::new("default"));
+    let shipped = SHIPPED.into_iter().find(|(name, _)| file == Path::new(name) && !file.exists());
+    if let Some((name, text)) = shipped {
+        let policy = Policy::parse(Path::new(&format!("the {name} policy")), text)?;
+        return Ok((policy, text.to_owned()));
+    }
     let text = fs::read_to_string(file)
         .map_err(|source| polity_eval::EvalError::Read { file: file.into(), source })?;
     Ok((Policy::parse(file, &text)?, text))
@@ -209,7 +217,8 @@ fn list(hashes: &[&str]) -> String {
     }
 }
 
-fn print(out: &mut impl Write, verdict: &Verdict) -> io::Result<()> {
+/// The verdict, for people.
+pub fn print(out: &mut impl Write, verdict: &Verdict) -> io::Result<()> {
     writeln!(
         out,
         "{}: {} under policy {} ({})",

@@ -70,7 +70,7 @@ pub fn open(input: &Path, ui: &Ui) -> CommandResult<Rows> {
 
 /// Reads all prompts.
 pub fn prompts(rows: Rows, loaded: &Loaded, ui: &Ui) -> CommandResult<Vec<PromptIds>> {
-    let mut reader = Reader::new(&rows, loaded, ui);
+    let mut reader = Reader::new(rows.file(), loaded, ui);
     let mut prompts = Vec::new();
     for row in rows.typed::<PromptRow>() {
         let row = row?;
@@ -97,7 +97,7 @@ pub fn prompts(rows: Rows, loaded: &Loaded, ui: &Ui) -> CommandResult<Vec<Prompt
 
 /// Reads all completions.
 pub fn completions(rows: Rows, loaded: &Loaded, ui: &Ui) -> CommandResult<Vec<CompletionIds>> {
-    let mut reader = Reader::new(&rows, loaded, ui);
+    let mut reader = Reader::new(rows.file(), loaded, ui);
     let mut completions = Vec::new();
     for row in rows.typed::<CompletionRow>() {
         let row = row?;
@@ -121,6 +121,26 @@ pub fn completions(rows: Rows, loaded: &Loaded, ui: &Ui) -> CommandResult<Vec<Co
     }
     reader.finish();
     Ok(completions)
+}
+
+/// Encodes completions that are in memory. `None` is one that the model has too few positions for, or that leaves nothing to score; `file`
+/// is where they are from, for messages.
+pub fn encoded<'c>(
+    completions: impl Iterator<Item = &'c Completion>,
+    file: &Path,
+    loaded: &Loaded,
+    ui: &Ui,
+) -> CommandResult<Vec<Option<CompletionIds>>> {
+    let mut reader = Reader::new(file, loaded, ui);
+    let mut encoded = Vec::new();
+    for (index, completion) in completions.enumerate() {
+        let place = Place { row: Some(index), ..reader.place.clone() };
+        let (ids, first) = reader.completion(completion, &place)?;
+        let fits = first > 0 && first < ids.len() && ids.len() <= loaded.positions_max();
+        encoded.push(fits.then_some(CompletionIds { index, ids, first }));
+    }
+    reader.finish();
+    Ok(encoded)
 }
 
 /// Encodes rows and counts what is odd.
@@ -155,8 +175,8 @@ impl Odd {
 }
 
 impl<'l> Reader<'l> {
-    fn new(rows: &Rows, loaded: &'l Loaded, ui: &'l Ui) -> Self {
-        let place = Place { file: rows.file().into(), line: None, row: None };
+    fn new(file: &Path, loaded: &'l Loaded, ui: &'l Ui) -> Self {
+        let place = Place { file: file.into(), line: None, row: None };
         Self {
             loaded,
             ui,

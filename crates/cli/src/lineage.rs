@@ -22,7 +22,7 @@ use std::path::Path;
 use polity_eval::Evaluation;
 use polity_eval::gate::{Models, Policy, Verdict as Said, judge};
 use polity_store::{Approval, Bad, Recorded, Release, Run, RunInput, Verdict, Verification, document_hash};
-use polity_train::run::{FrozenDataset, Input, names};
+use polity_train::run::{FrozenDataset, Input, Manifest, names};
 use serde::Serialize;
 
 use crate::clock::utc_of;
@@ -246,6 +246,11 @@ impl Tracer<'_> {
                 Some(run) => node.from.push(tracer.run(run)?),
                 None => node.facts = "from outside: no run in this ledger made it".into(),
             }
+            if kind == "reward model"
+                && let Some(verdict) = tracer.record.verdict_on(hash).cloned()
+            {
+                node.from.push(tracer.verdict(&verdict)?);
+            }
             let dir = tracer.at(place);
             let mut look = Look { gone: place.is_empty() || !dir.exists(), ..Look::default() };
             if !look.gone {
@@ -275,6 +280,9 @@ impl Tracer<'_> {
                 };
                 node.from.push(from);
             }
+            if let Some(overridden) = tracer.overridden(what) {
+                node.facts += &format!("; {overridden}");
+            }
             let mut look = Look { gone: !tracer.at(&what.run).exists(), ..Look::default() };
             for (file, document) in [(names::MANIFEST, &what.manifest), (names::RESOLVED, &what.resolved)] {
                 let Some(hash) = document else { continue };
@@ -290,6 +298,13 @@ impl Tracer<'_> {
             }
             Ok(look)
         })
+    }
+
+    /// What was overridden when a run was started.
+    fn overridden(&self, run: &Run) -> Option<String> {
+        let manifest: Manifest = serde_json::from_str(&self.document(run.manifest.as_deref()?).ok()?).ok()?;
+        let reason = manifest.acceptance?.overridden?;
+        Some(format!("the reward model's failed acceptance was overridden: {reason}"))
     }
 
     fn data(&mut self, input: &RunInput) -> CommandResult<usize> {

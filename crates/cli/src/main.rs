@@ -6,6 +6,7 @@
 //!
 //! Only this crate reads the environment, the clock and the terminal. Not here: arithmetic, formats, training.
 
+mod acceptance;
 mod account;
 mod agreement;
 mod args;

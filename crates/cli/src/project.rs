@@ -80,6 +80,15 @@ impl Project {
         Project::at(dir)
     }
 
+    /// The project that a directory is in, or will be in once it is made.
+    pub fn around(place: &Path) -> Option<CommandResult<Project>> {
+        let there = place.ancestors().find_map(|dir| match dir.as_os_str().is_empty() {
+            true => Some(Path::new(".")),
+            false => dir.exists().then_some(dir),
+        });
+        find(there?).map(Project::at)
+    }
+
     fn at(dir: PathBuf) -> CommandResult<Project> {
         let file = dir.join(PROJECT_FILE);
         let text = std::fs::read_to_string(&file)

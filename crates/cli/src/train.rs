@@ -20,7 +20,9 @@ use polity_train::metrics::Metrics;
 use polity_train::ppo::{self, PpoTask};
 use polity_train::report::{self, Extra};
 use polity_train::reward::RewardTask;
-use polity_train::run::{CODE_COMMIT, CODE_VERSION, Checkpoint, Input, Manifest, RunDir, config_hash, names};
+use polity_train::run::{
+    CODE_COMMIT, CODE_VERSION, Checkpoint, Input, Manifest, RewardAcceptance, RunDir, config_hash, names,
+};
 use polity_train::samples::SamplePrompt;
 use polity_train::settings::{
     CommonConfig, CriticInit, DpoConfig, HeadInit, PpoConfig, Precision, ReportTo, RewardConfig, SftConfig,
@@ -29,6 +31,7 @@ use polity_train::sft::SftTask;
 use polity_train::supervised::{self, Outcome, RunContext, Task};
 use serde_json::json;
 
+use crate::acceptance;
 use crate::args::{Global, PpoArgs, TrainArgs, TrainVerb};
 use crate::clock::{machine, now_utc, unix_s};
 use crate::error::{CommandError, CommandResult};
@@ -119,6 +122,7 @@ impl<C: Config> Setup<C> {
         ui: &Ui,
         common: &CommonConfig,
         inputs: &[(&str, &Path)],
+        acceptance: Option<RewardAcceptance>,
     ) -> CommandResult<(RunDir, Option<Checkpoint>)> {
         let mut inputs: Vec<Input> =
             inputs.iter().map(|(role, path)| Input::hash(role, path)).collect::<Result<_, _>>()?;
@@ -135,6 +139,7 @@ impl<C: Config> Setup<C> {
             started: now_utc(),
             finished: None,
             resumed: Vec::new(),
+            acceptance,
         };
         let (mut run, checkpoint) = if args.resume {
             let resumed = RunDir::resume(&args.out, &self.config.to_toml(), &manifest, &now_utc(), 0.0)?;
@@ -263,7 +268,7 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
         }),
     )?;
     let adapter = new_adapter(&setup.model, args, common)?;
-    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
+    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args), None)?;
     let learner = learner(&setup.cpu, setup.model, adapter, common);
     let task = SftTask::new(learner, train, eval, setup.config.clone());
     supervise(task, args, common, findings, run, checkpoint, samples)
@@ -276,7 +281,7 @@ fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let (train, eval) = examples(args, common, &mut findings, "pairs", encode, |pair| &pair.info)?;
     let model = with_head(setup.model.clone(), config.head_init, common.seed)?;
     let adapter = new_adapter(&model, args, common)?;
-    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
+    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args), None)?;
     let learner = learner(&setup.cpu, model, adapter, common);
     let task = RewardTask::new(learner, train, eval, config.clone());
     supervise(task, args, common, findings, run, checkpoint, Vec::new())
@@ -313,7 +318,7 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let samples =
         sample_prompts(&setup.model, common.sample_prompts, shown.iter().map(|pair| pair.prompt.as_slice()))?;
     let adapter = new_adapter(&setup.model, args, common)?;
-    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args))?;
+    let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args), None)?;
     let needs_reference = config.objective().map_err(TrainError::from)?.needs_reference();
     let reference = needs_reference.then(|| Frozen::new(&setup.cpu, setup.model.clone()));
     let learner = learner(&setup.cpu, setup.model, adapter, common);
@@ -322,7 +327,7 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
 }
 
 fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let PpoArgs { train: args, reward_model: reward_dir } = args;
+    let PpoArgs { train: args, reward_model: reward_dir, override_acceptance } = args;
     let (setup, mut findings) = Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let (common, config) = (&setup.config.common, &setup.config);
@@ -335,6 +340,8 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
         .hint("polity train reward makes one from comparisons"));
     }
     expect_one_tokenizer((&args.model, &setup.model), (reward_dir, &reward_model))?;
+    let acceptance = acceptance::before_ppo(reward_dir, &args.out, override_acceptance.as_deref(), ui)?;
+    acceptance.warnings.into_iter().for_each(|warning| findings.warn(warning));
     let rows: Vec<PromptRow> = polity_rows::read(&args.data)?;
     let room = config.response_length;
     let (prompts, report) = setup.encoder().prompts(&rows, common, room, "prompts")?;
@@ -356,7 +363,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let mut all_inputs = inputs(args);
     all_inputs.push(("reward_model", reward_dir));
     let adapter = new_adapter(&setup.model, args, common)?;
-    let (mut run, checkpoint) = setup.open_run(args, ui, common, &all_inputs)?;
+    let (mut run, checkpoint) = setup.open_run(args, ui, common, &all_inputs, acceptance.known)?;
 
     let critic = match config.critic_init {
         CriticInit::RewardModel => reward_model.clone(),

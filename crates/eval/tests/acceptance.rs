@@ -4,8 +4,8 @@
 use std::path::Path;
 
 use polity_eval::acceptance::{
-    ACCEPTANCE_POLICY, Acceptance, Candidates, Found, ProbedPair, ScoredPair, Turning, best_of_n_measures,
-    curve_measures, ensemble_measures, pair_measures, probe_measures,
+    ACCEPTANCE_POLICY, Acceptance, Candidates, Found, OptimisedPolicy, ProbedPair, ScoredPair,
+    best_of_n_measures, curve_measures, ensemble_measures, pair_measures, probe_measures,
 };
 use polity_eval::gate::Decision;
 use polity_eval::{Evaluation, Measure, Suite, SuiteRow};
@@ -126,8 +126,8 @@ fn best_of_n_by_enumeration() {
 fn the_curve_of_a_run_by_statsmodels() {
     let golden = &golden()["curve"];
     let points = golden["points"].as_array().unwrap().iter().enumerate();
-    let policies: Vec<Turning> = points
-        .map(|(i, point)| Turning {
+    let policies: Vec<OptimisedPolicy> = points
+        .map(|(i, point)| OptimisedPolicy {
             id: format!("step {i}"),
             kl: point["kl"].as_f64().unwrap(),
             gold: point["gold"].as_f64().unwrap(),
@@ -296,7 +296,14 @@ fn evaluation(n: usize, right: usize, longer: usize, by_length: bool) -> Evaluat
         .collect();
     let mut measures = pair_measures(&pairs).measures;
     measures.extend(probe_measures(&(0..n).map(probed).collect::<Vec<_>>()).measures);
-    Evaluation { model: "reward".into(), suite: "s".into(), settings: Map::new(), measures }
+    Evaluation {
+        model: "reward".into(),
+        suite: "s".into(),
+        suite_name: None,
+        settings: Map::new(),
+        inputs: Map::new(),
+        measures,
+    }
 }
 
 fn judged(evaluation: Evaluation) -> Acceptance {

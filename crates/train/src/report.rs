@@ -693,6 +693,7 @@ mod tests {
             started: "2026-01-01T00:00:00Z".into(),
             finished: Some("2026-01-01T00:10:00Z".into()),
             resumed: vec![],
+            acceptance: None,
         }
     }
 

@@ -103,6 +103,25 @@ pub struct Manifest {
     /// When it was resumed.
     #[serde(default)]
     pub resumed: Vec<String>,
+    /// What was known of the reward model that a policy was optimised against, if anything was.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub acceptance: Option<RewardAcceptance>,
+}
+
+/// A verdict on a reward model, as it stood when a run was started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RewardAcceptance {
+    /// "pass", "fail" or "inconclusive".
+    pub verdict: String,
+    /// Name of the policy that it was judged by.
+    pub policy: String,
+    /// Hash of that policy's text.
+    pub policy_blake3: String,
+    /// Why, one sentence for each criterion that decided it.
+    pub reasons: Vec<String>,
+    /// Why the run was started although the verdict is "fail", in the words of who started it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub overridden: Option<String>,
 }
 
 /// The machine.
@@ -270,6 +289,11 @@ impl RunDir {
         check_same_run(out, resolved_toml, manifest, &was, &mut notes)?;
         was.resumed.push(now.to_owned());
         was.finished = None;
+        // What was overridden once stays on record.
+        let overridden = was.acceptance.as_ref().is_some_and(|known| known.overridden.is_some());
+        if !overridden && manifest.acceptance.is_some() {
+            was.acceptance.clone_from(&manifest.acceptance);
+        }
 
         let checkpoints = out.join(names::CHECKPOINTS);
         fs::create_dir_all(&checkpoints).map_err(TrainError::write(&checkpoints, "create the directory"))?;

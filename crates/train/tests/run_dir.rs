@@ -30,6 +30,7 @@ fn manifest(inputs: Vec<Input>) -> Manifest {
         started: "2026-01-01T00:00:00Z".into(),
         finished: None,
         resumed: vec![],
+        acceptance: None,
     }
 }
 

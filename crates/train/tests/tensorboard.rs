@@ -153,6 +153,7 @@ fn manifest() -> Manifest {
         started: "2026-01-01T00:00:00Z".into(),
         finished: None,
         resumed: vec![],
+        acceptance: None,
     }
 }
 

@@ -4,6 +4,7 @@
 //!
 //! Not here: what a measure is and how it comes from answers (`eval`), and whether it is enough (`gate`).
 
+mod hacking;
 mod judges;
 mod language_model;
 mod people;
@@ -20,7 +21,7 @@ use polity_eval::{Evaluation, Measure, Suite};
 use serde::Serialize;
 
 use crate::args::Global;
-use crate::error::CommandResult;
+use crate::error::{CommandError, CommandResult};
 use crate::eval_args::EvalArgs;
 use crate::model::Loaded;
 use crate::output::{json_to_stdout, to_stdout};
@@ -45,6 +46,13 @@ pub fn run(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult {
 fn on_suites(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult<Vec<Found>> {
     let suites = args.suites.iter().map(|file| Suite::read(file)).collect::<Result<Vec<_>, _>>()?;
     let loaded = Loaded::open(&args.model, global)?;
+    let language_model = loaded.model.config.head != Head::Scalar;
+    if let Some(flag) = args.acceptance.given().filter(|_| language_model) {
+        return Err(CommandError::bad_input(format!(
+            "{flag} is for reward models, and {} is a language model",
+            args.model.display()
+        )));
+    }
     match loaded.model.config.head {
         Head::Scalar => reward_model::run(args, loaded, &suites, global, ui).map(|()| Vec::new()),
         Head::Tied | Head::Untied => language_model::run(args, loaded, &suites, global, ui),
@@ -86,7 +94,13 @@ fn print(out: &mut impl Write, found: &Found) -> io::Result<()> {
         if *known { ", measured before" } else { "" },
         file.display()
     )?;
+    let mut last = "";
     for measure in &evaluation.measures {
+        // Measured by category alone.
+        if measure.category.is_some() && measure.name != last {
+            writeln!(out, "  {}", measure.name)?;
+        }
+        last = &measure.name;
         print_measure(out, measure)?;
     }
     writeln!(out)

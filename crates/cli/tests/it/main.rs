@@ -3,6 +3,7 @@
 //! Models and data are read in place from `../shared` beside the workspace; bad ones are made in temporary
 //! directories.
 
+mod acceptance;
 mod agreement;
 mod bad_input;
 mod bad_training;

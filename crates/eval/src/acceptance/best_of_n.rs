@@ -65,7 +65,7 @@ pub struct Point {
 
 /// A policy that was optimised against the reward model.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Turning {
+pub struct OptimisedPolicy {
     /// What it is called, such as `step 40`.
     pub id: String,
     /// KL to the policy it began as, nats per sequence; above 0.
@@ -131,7 +131,7 @@ pub fn best_of_n_measures(candidates: &[Candidates]) -> Result<BestOfN, EvalErro
 }
 
 /// The form of reinforcement learning through policies that were optimised further and further.
-pub fn curve_measures(policies: &[Turning]) -> Result<(Found, OverOptimisation), EvalError> {
+pub fn curve_measures(policies: &[OptimisedPolicy]) -> Result<(Found, OverOptimisation), EvalError> {
     let wrap = |source| EvalError::Stats { measure: "rl_curve".into(), source };
     let d: Vec<f64> = policies.iter().map(|policy| policy.kl.sqrt()).collect();
     let gold: Vec<f64> = policies.iter().map(|policy| policy.gold).collect();

@@ -23,7 +23,7 @@ mod record;
 
 use std::collections::HashMap;
 
-pub use best_of_n::{BestOfN, Candidates, Point, Turning, best_of_n_measures, curve_measures};
+pub use best_of_n::{BestOfN, Candidates, OptimisedPolicy, Point, best_of_n_measures, curve_measures};
 pub use pairs::{ScoredPair, ensemble_measures, pair_measures};
 pub use probes::{OPENINGS_WORDS, ProbedPair, first_half, opening, probe_measures, twice};
 pub use record::Acceptance;

@@ -142,7 +142,7 @@ fn ceiling(found: &mut Found, pairs: &[ScoredPair]) {
         let rest = |own: f64, other: f64| if own > 0.0 { own * credit(own - 1.0 - other) } else { 0.0 };
         let model = credit(pair.margin());
         let people = rest(with, against) + rest(against, with);
-        (with + against >= 2.0).then(|| (people, with * model + against * (1.0 - model), with + against))
+        (with + against >= 2.0).then_some((people, with * model + against * (1.0 - model), with + against))
     };
     let voted: Vec<(&str, (f64, f64, f64))> =
         pairs.iter().filter_map(|pair| Some((pair.prompt.as_str(), voted(pair)?))).collect();
