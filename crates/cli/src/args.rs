@@ -725,6 +725,16 @@ Examples:
     Ppo(PpoArgs),
 }
 
+impl TrainVerb {
+    /// What every trainer takes.
+    pub fn args(&self) -> &TrainArgs {
+        match self {
+            TrainVerb::Sft(args) | TrainVerb::Reward(args) | TrainVerb::Dpo(args) => args,
+            TrainVerb::Ppo(args) => &args.train,
+        }
+    }
+}
+
 /// Flags of every trainer.
 #[derive(Debug, Args)]
 pub struct TrainArgs {

@@ -1,9 +1,10 @@
 //! `polity freeze` and `polity export`: votes to a dataset, a dataset to files that trainers read.
 
+use std::collections::HashSet;
 use std::path::Path;
 
 use polity_rows::{atomic_write, write_jsonl};
-use polity_store::{Dataset, ExportOptions, ExportRow, Freeze, Part};
+use polity_store::{Dataset, ExportOptions, ExportRow, Freeze, LeftOut, Part};
 use serde_json::json;
 
 use crate::args::Global;
@@ -14,12 +15,28 @@ use crate::project::{DATASET_FILE, DatasetFile, ExportedFile, Project};
 use crate::project_args::{ExportArgs, FileFormat, FreezeArgs, Labels};
 use crate::ui::Ui;
 
+/// Prompts of the training part.
+pub const PROMPTS_FILE: &str = "prompts.jsonl";
 /// Rows fetched from the store at a time.
 const PAGE: i64 = 2000;
 
 /// Runs `freeze`.
-pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
+pub fn run_freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
+    let (dataset, left_out) = freeze(&project, args, ui)?;
+    if dataset.train_rows + dataset.validation_rows + dataset.holdout_rows == 0 {
+        ui.warn(
+            "the dataset is empty; votes of machines and simulated annotators count with --machine-votes",
+        );
+    }
+    if global.json {
+        return json_to_stdout(&json!({"dataset": dataset, "left_out": left_out}));
+    }
+    say(&dataset)
+}
+
+/// Freezes what there is.
+pub fn freeze(project: &Project, args: &FreezeArgs, ui: &Ui) -> CommandResult<(Dataset, LeftOut)> {
     let there = project.wait(project.store().progress())?;
     let model = match args.labels {
         Labels::Model => {
@@ -48,15 +65,7 @@ pub fn freeze(args: &FreezeArgs, global: &Global, ui: &Ui) -> CommandResult {
             ui.note(&format!("{n} comparisons left out: they {why}"));
         }
     }
-    if dataset.train_rows + dataset.validation_rows + dataset.holdout_rows == 0 {
-        ui.warn(
-            "the dataset is empty; votes of machines and simulated annotators count with --machine-votes",
-        );
-    }
-    if global.json {
-        return json_to_stdout(&json!({"dataset": dataset, "left_out": left_out}));
-    }
-    say(&dataset)
+    Ok((dataset, left_out))
 }
 
 fn say(dataset: &Dataset) -> CommandResult {
@@ -71,8 +80,23 @@ fn say(dataset: &Dataset) -> CommandResult {
 }
 
 /// Runs `export`.
-pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
+pub fn run_export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
+    let said = export(&project, args, ui)?;
+    if global.json {
+        return json_to_stdout(&said);
+    }
+    to_stdout(|out| {
+        use std::io::Write;
+        for file in &said.files {
+            writeln!(out, "{:>8} rows  {}", file.rows, args.out.join(&file.name).display())?;
+        }
+        Ok(())
+    })
+}
+
+/// Writes the files; an event.
+pub fn export(project: &Project, args: &ExportArgs, ui: &Ui) -> CommandResult<DatasetFile> {
     let dataset = project.wait(project.store().dataset(&args.name))?;
     let labels = dataset.rule(args.labels.map(Into::into))?;
     let options = ExportOptions { labels, margins: args.margins, weights: args.weights };
@@ -107,6 +131,9 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
         }
         files.push(write_part(&args.out, part, &rows[part as usize], args.format)?);
     }
+    if args.with_prompts {
+        files.push(write_prompts(&args.out, &rows[Part::Train as usize])?);
+    }
     let said = DatasetFile {
         dataset: dataset.name.clone(),
         hash: dataset.hash.clone(),
@@ -118,15 +145,22 @@ pub fn export(args: &ExportArgs, global: &Global, ui: &Ui) -> CommandResult {
     let mut body = json!(said);
     body["dir"] = project.place(&args.out)?.into();
     project.wait(project.store().append_event("export", project.actor(), body, unix_ms()))?;
-    if global.json {
-        return json_to_stdout(&said);
-    }
-    to_stdout(|out| {
-        use std::io::Write;
-        for file in &said.files {
-            writeln!(out, "{:>8} rows  {}", file.rows, args.out.join(&file.name).display())?;
-        }
-        Ok(())
+    Ok(said)
+}
+
+/// The prompts of the training rows, each once: what PPO answers.
+fn write_prompts(dir: &Path, rows: &[ExportRow]) -> CommandResult<ExportedFile> {
+    let mut seen = HashSet::new();
+    let prompts = rows.iter().map(|row| json!({"prompt": row.prompt, "category": row.category}));
+    let prompts: Vec<_> = prompts.filter(|row| seen.insert(row["prompt"].to_string())).collect();
+    let path = dir.join(PROMPTS_FILE);
+    write_jsonl(&path, &prompts)?;
+    let blake3 = polity_train::run::Input::hash("data", &path)?.blake3;
+    Ok(ExportedFile {
+        name: PROMPTS_FILE.to_owned(),
+        part: Part::Train.name().to_owned(),
+        rows: prompts.len(),
+        blake3,
     })
 }
 

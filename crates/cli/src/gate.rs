@@ -62,7 +62,7 @@ pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
     let models = models.expect("clap asks for a model");
     let verdict = judge(&policy, &models, &evaluations)?;
     let recorded = match Project::open_if_any(&args.project)? {
-        Some(project) => Some(record(&project, &verdict, policy_text, files.iter().zip(&evaluations))?),
+        Some(project) => Some(record(&project, &verdict, policy_text, &files, &evaluations)?),
         None => {
             ui.note("no project here: the verdict is in no ledger, and nothing can be released on it");
             None
@@ -76,6 +76,11 @@ pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
             recorded.as_ref().map_or(Ok(()), |recorded| print_recorded(out, recorded))
         })?;
     }
+    exit(&verdict)
+}
+
+/// The end of a command by a verdict: exit 0, 3 or 4.
+pub fn exit(verdict: &Verdict) -> CommandResult {
     let (kind, what) = match verdict.verdict {
         Decision::Pass => return Ok(()),
         Decision::Fail => (Kind::GateFailed, "the gate's verdict is fail"),
@@ -96,14 +101,18 @@ struct Said<'v> {
     recorded: Option<&'v Recorded<store::Verdict>>,
 }
 
-/// Puts the verdict into the ledger, with what it was computed from.
-fn record<'e>(
+/// Puts the verdict into the ledger, with what it was computed from: the evaluations, and the file of each.
+pub fn record(
     project: &Project,
     verdict: &Verdict,
     policy: String,
-    evaluations: impl Iterator<Item = (&'e PathBuf, &'e Evaluation)>,
+    files: &[PathBuf],
+    evaluations: &[Evaluation],
 ) -> CommandResult<Recorded<store::Verdict>> {
-    let used = evaluations.filter(|(_, evaluation)| verdict.evaluations.contains(&evaluation.key()));
+    let used = files
+        .iter()
+        .zip(evaluations)
+        .filter(|(_, evaluation)| verdict.evaluations.contains(&evaluation.key()));
     let evaluations = used
         .map(|(file, evaluation)| {
             Ok((evaluation.model.clone(), evaluation.canonical(), project.place(file)?))
@@ -152,7 +161,7 @@ pub fn policy(file: Option<&Path>) -> CommandResult<(Policy, String)> {
 }
 
 /// Every file named, and every `.json` in a directory named, in the order of their names.
-fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<(PathBuf, Evaluation)>> {
+pub fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<(PathBuf, Evaluation)>> {
     let mut found = Vec::new();
     for path in paths {
         if !path.is_dir() {

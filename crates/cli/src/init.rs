@@ -17,6 +17,16 @@ const FOLDERS: [&str; 3] = ["runs", "datasets", "releases"];
 
 /// Runs the verb.
 pub fn run(args: &InitArgs, global: &Global, ui: &Ui) -> CommandResult {
+    let name = init(args)?;
+    ui.note(&format!("project {name} in {}", args.dir.display()));
+    if global.json {
+        json_to_stdout(&serde_json::json!({"project": name, "dir": args.dir}))?;
+    }
+    Ok(())
+}
+
+/// Makes the project; returns its name.
+pub fn init(args: &InitArgs) -> CommandResult<String> {
     let file = args.dir.join(PROJECT_FILE);
     if file.exists() {
         return Err(CommandError::bad_input(format!("{} is a project already", args.dir.display())));
@@ -54,11 +64,7 @@ pub fn run(args: &InitArgs, global: &Global, ui: &Ui) -> CommandResult {
     for folder in FOLDERS {
         make_dir(&args.dir.join(folder))?;
     }
-    ui.note(&format!("project {name} in {}", args.dir.display()));
-    if global.json {
-        json_to_stdout(&serde_json::json!({"project": name, "dir": args.dir}))?;
-    }
-    Ok(())
+    Ok(name)
 }
 
 fn make_dir(dir: &Path) -> CommandResult {

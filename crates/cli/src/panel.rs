@@ -12,9 +12,10 @@
 
 use std::collections::{HashMap, HashSet};
 
-use polity_store::{AnnotatorKind, Answer, NewVote, Next, Side};
+use polity_stats::Stream;
+use polity_store::{AnnotatorKind, Answer, Assignment, NewVote, Next, Side};
 use polity_world::{Gold, Panel, Refusal, Vote, World};
-use serde_json::json;
+use serde::Serialize;
 
 use crate::args::Global;
 use crate::clock::unix_ms;
@@ -22,7 +23,7 @@ use crate::error::CommandResult;
 use crate::judge;
 use crate::output::{json_to_stdout, to_stdout};
 use crate::project::Project;
-use crate::project_args::{PanelVerb, SimulateArgs};
+use crate::project_args::PanelVerb;
 use crate::ui::{Ui, Work};
 
 /// The world that `polity demo` uses, so that its prompts are known here too.
@@ -33,15 +34,38 @@ const PROGRESS_EVERY: u64 = 50;
 /// Runs the verb.
 pub fn run(verb: &PanelVerb, global: &Global, ui: &Ui) -> CommandResult {
     match verb {
-        PanelVerb::Simulate(args) => simulate(args, global, ui),
+        PanelVerb::Simulate(args) => {
+            let project = Project::open(&args.project)?;
+            say(simulate(&project, args.votes, args.seed, ui)?, global)
+        }
         PanelVerb::Judge(args) => judge::run(args, global, ui),
     }
 }
 
-fn simulate(args: &SimulateArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let project = Project::open(&args.project)?;
+/// What a simulated panel did.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Simulated {
+    /// Votes cast.
+    pub votes: u64,
+    /// By how many annotators.
+    pub annotators: usize,
+}
+
+fn say(simulated: Simulated, global: &Global) -> CommandResult {
+    if global.json {
+        return json_to_stdout(&simulated);
+    }
+    to_stdout(|out| {
+        use std::io::Write;
+        writeln!(out, "{} votes by {} simulated annotators", simulated.votes, simulated.annotators)
+    })
+}
+
+/// Has the panel vote. The n-th vote of a store is the same whenever it is cast: whose turn it is and what they are shown follow from `seed` and
+/// the votes before it, so a simulation that was killed goes on as if it had not been.
+pub fn simulate(project: &Project, votes_max: u64, seed: u64, ui: &Ui) -> CommandResult<Simulated> {
     let store = project.store();
-    let panel = Panel::standard(args.seed);
+    let panel = Panel::standard(seed);
     let world = World::new(WORLD_SEED);
     let known: HashMap<&str, &polity_world::Prompt> =
         world.all_prompts().iter().map(|prompt| (prompt.text.as_str(), prompt)).collect();
@@ -52,23 +76,13 @@ fn simulate(args: &SimulateArgs, global: &Global, ui: &Ui) -> CommandResult {
         project.wait(store.add_annotator(&id, &name, AnnotatorKind::Simulated, unix_ms()))?;
         ids.push(id);
     }
-    let wanted = if args.votes == 0 { u64::MAX } else { args.votes };
-    let progress = project.wait(store.progress())?;
-    let total = ((progress.wanted - progress.served).max(0) as u64).min(wanted);
+    let wanted = if votes_max == 0 { u64::MAX } else { votes_max };
+    let before = project.wait(store.progress())?;
+    let total = ((before.wanted - before.served).max(0) as u64).min(wanted);
     let mut votes = 0;
-    let mut idle = HashSet::new();
-    let mut turn = 0;
-    while votes < wanted && idle.len() < ids.len() {
-        let who = turn % ids.len();
-        turn += 1;
-        if idle.contains(&who) {
-            continue;
-        }
-        let now_ms = unix_ms();
-        let Next::Assignment(given) = project.wait(store.next(&ids[who], now_ms))? else {
-            idle.insert(who);
-            continue;
-        };
+    while votes < wanted {
+        let turn = before.votes as u64 + votes;
+        let Some((who, given)) = next(project, &ids, seed, turn)? else { break };
         let texts = project.wait(store.comparison(&given.comparison_id))?;
         let left_is_a = texts.a.id == given.left_response;
         let (left, right) = if left_is_a { (&texts.a, &texts.b) } else { (&texts.b, &texts.a) };
@@ -83,7 +97,7 @@ fn simulate(args: &SimulateArgs, global: &Global, ui: &Ui) -> CommandResult {
             overall: answer(vote),
             axes: Default::default(),
             reason: String::new(),
-            shown_ms: Some(now_ms),
+            shown_ms: Some(given.served_ms),
             work_ms: None,
         };
         project.wait(store.vote(new, unix_ms()))?;
@@ -100,13 +114,25 @@ fn simulate(args: &SimulateArgs, global: &Global, ui: &Ui) -> CommandResult {
         }
     }
     ui.end_progress();
-    if global.json {
-        return json_to_stdout(&json!({"votes": votes, "annotators": ids.len()}));
+    Ok(Simulated { votes, annotators: ids.len() })
+}
+
+/// The next in turn who has something to do, and what.
+fn next(
+    project: &Project,
+    ids: &[String],
+    seed: u64,
+    turn: u64,
+) -> CommandResult<Option<(usize, Assignment)>> {
+    for offset in 0..ids.len() as u64 {
+        let who = ((turn + offset) % ids.len() as u64) as usize;
+        let random = Stream::new(seed, "turn", turn.wrapping_mul(ids.len() as u64) + offset).next_u64();
+        let given = project.wait(project.store().next_seeded(&ids[who], random, unix_ms()))?;
+        if let Next::Assignment(given) = given {
+            return Ok(Some((who, given)));
+        }
     }
-    to_stdout(|out| {
-        use std::io::Write;
-        writeln!(out, "{votes} votes by {} simulated annotators", ids.len())
-    })
+    Ok(None)
 }
 
 /// What stands for the truth about a text of no world.

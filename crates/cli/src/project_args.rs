@@ -317,6 +317,9 @@ pub struct ExportArgs {
     /// Write the holdout part too: it is for the last word, and no longer one once it was trained on
     #[arg(long)]
     pub with_holdout: bool,
+    /// Write the prompts of the training part too, each once, as prompts.jsonl: what PPO answers
+    #[arg(long)]
+    pub with_prompts: bool,
 }
 
 impl ExportArgs {

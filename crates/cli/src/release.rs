@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::path::PathBuf;
 
 use polity_store::{
-    Asked, Bad, ChannelState, NewRelease, Recorded, Refusal, Release, Rollback, Verification,
+    Answered, Asked, Bad, ChannelState, NewRelease, Recorded, Refusal, Release, Rollback, Verification,
 };
 use polity_train::run::Input;
 use serde_json::json;
@@ -31,11 +31,22 @@ use crate::ui::{Ui, plural};
 pub const FOLDER: &str = "releases";
 
 /// Runs `release`.
-pub fn release(args: &ReleaseArgs, global: &Global, ui: &Ui) -> CommandResult {
+pub fn run_release(args: &ReleaseArgs, global: &Global, ui: &Ui) -> CommandResult {
     let project = Project::open(&args.project)?;
+    match release(&project, args, ui)? {
+        Err(refusal) => Err(refused("release", &refusal)),
+        Ok(release) => match global.json {
+            true => json_to_stdout(&release),
+            false => to_stdout(|out| print_release(out, &release, "")),
+        },
+    }
+}
+
+/// Releases, or says why not; that is on record then.
+pub fn release(project: &Project, args: &ReleaseArgs, ui: &Ui) -> CommandResult<Answered<Recorded<Release>>> {
     let store = project.store();
-    let record = Record::read(&project)?;
-    let (target, dir) = model(&project, &record, &args.model, &args.channel)?;
+    let record = Record::read(project)?;
+    let (target, dir) = model(project, &record, &args.model, &args.channel)?;
     let asked =
         Asked { model: target.model.clone(), channel: args.channel.clone(), verdict: args.verdict.clone() };
     let state = project.wait(store.channel(&args.channel))?;
@@ -48,13 +59,13 @@ pub fn release(args: &ReleaseArgs, global: &Global, ui: &Ui) -> CommandResult {
     }
     let grounds = match project.wait(store.may_release(asked.clone(), project.actor(), unix_ms()))? {
         Ok(grounds) => grounds,
-        Err(refusal) => return Err(refused("release", &refusal)),
+        Err(refusal) => return Ok(Err(refusal)),
     };
     // The release is not there yet, so its links are the model's, with the verdict.
     let verification = project.verify(None, ui)?;
-    let failed = trace(&project, &record, &verification, &Target { release: None, ..target })?.failed();
+    let failed = trace(project, &record, &verification, &Target { release: None, ..target })?.failed();
     if !failed.is_empty() {
-        return Err(refuse(&project, "release", asked, Refusal::Evidence { found: failed })?);
+        return Err(refuse(project, "release", asked, Refusal::Evidence { found: failed })?);
     }
 
     let releases = Releases::lock(project.dir().join(FOLDER))?;
@@ -67,7 +78,7 @@ pub fn release(args: &ReleaseArgs, global: &Global, ui: &Ui) -> CommandResult {
         dir: &dir,
         now_ms: unix_ms(),
     };
-    let card = card.text(&project, &record)?;
+    let card = card.text(project, &record)?;
     let copied = releases.copy(&dir, &asked.model, &name, &card)?;
     let new = NewRelease {
         asked,
@@ -76,17 +87,12 @@ pub fn release(args: &ReleaseArgs, global: &Global, ui: &Ui) -> CommandResult {
         files: copied.files.clone(),
         canary_share: args.canary_share,
     };
-    match project.wait(store.add_release(new, project.actor(), unix_ms()))? {
-        Err(refusal) => Err(refused("release", &refusal)),
-        Ok(release) => {
-            let dir = copied.keep();
-            ui.note(&format!("{} is in {}, with its card in README.md", release.what.release, dir.display()));
-            match global.json {
-                true => json_to_stdout(&release),
-                false => to_stdout(|out| print_release(out, &release, "")),
-            }
-        }
+    let answered = project.wait(store.add_release(new, project.actor(), unix_ms()))?;
+    if let Ok(release) = &answered {
+        let dir = copied.keep();
+        ui.note(&format!("{} is in {}, with its card in README.md", release.what.release, dir.display()));
     }
+    Ok(answered)
 }
 
 /// A model to release: its hash as it is now, and where it is.
@@ -313,7 +319,7 @@ fn refuse(
 }
 
 /// The error for something that the store has refused and recorded.
-fn refused(what: &str, refusal: &Refusal) -> CommandError {
+pub fn refused(what: &str, refusal: &Refusal) -> CommandError {
     let error = CommandError::from_refusal(what, refusal);
     refusal.details().into_iter().fold(error, CommandError::hint)
 }

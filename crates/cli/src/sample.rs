@@ -6,15 +6,17 @@
 //! settings and the model's hash, and is one event.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use polity_lm::engine::Flow;
 use polity_rows::Rows;
 use polity_stats::Stream;
 use polity_store::{
-    Content, ImportOptions, Material, NewComparison, NewResponse, Prompt, Take, read_import, response_id,
-    similarity,
+    Added, Content, ImportOptions, Material, NewComparison, NewResponse, Prompt, Take, comparison_id,
+    read_import, response_id, similarity,
 };
 use polity_train::run::Input;
+use serde::Serialize;
 use serde_json::json;
 
 use crate::args::Global;
@@ -38,11 +40,49 @@ struct Candidate {
     id: String,
 }
 
+/// What was sampled.
+#[derive(Clone, Debug, Serialize)]
+pub struct Sampled {
+    /// What of it is new to the store.
+    pub added: Added,
+    /// Candidates that were nearly the same as another.
+    pub left_out_alike: usize,
+    /// The comparisons, new or not, by name.
+    #[serde(skip)]
+    pub comparisons: Vec<String>,
+}
+
 /// Runs the verb.
 pub fn run(args: &SampleArgs, global: &Global, ui: &Ui) -> CommandResult {
     check(args)?;
     let project = Project::open(&args.project)?;
-    let (prompts, overlap) = prompts(args, &project)?;
+    let sampled = sample(&project, args, global, ui)?;
+    if sampled.left_out_alike > 0 {
+        ui.note(&format!(
+            "{} candidates were nearly the same as another and were left out",
+            sampled.left_out_alike
+        ));
+    }
+    if global.json {
+        return json_to_stdout(&sampled);
+    }
+    to_stdout(|out| {
+        use std::io::Write;
+        let added = &sampled.added;
+        writeln!(out, "responses    {:>8} new {:>8} known", added.responses, added.responses_known)?;
+        writeln!(out, "comparisons  {:>8} new {:>8} known", added.comparisons, added.comparisons_known)
+    })
+}
+
+/// What a model is called in the store: a project's own by its place there, so that the same one is called the same wherever the project is.
+pub fn name_of(project: &Project, dir: &Path) -> CommandResult<String> {
+    let place = project.place(dir)?;
+    Ok(if Path::new(&place).is_relative() { place } else { dir.to_string_lossy().into_owned() })
+}
+
+/// Samples, and stores all of it or nothing.
+pub fn sample(project: &Project, args: &SampleArgs, global: &Global, ui: &Ui) -> CommandResult<Sampled> {
+    let (prompts, overlap) = prompts(args, project)?;
     let mut candidates: BTreeMap<usize, Vec<Candidate>> = BTreeMap::new();
     let mut alike = 0;
     let mut models = Vec::new();
@@ -57,31 +97,24 @@ pub fn run(args: &SampleArgs, global: &Global, ui: &Ui) -> CommandResult {
         seed = settings.seed;
         loaded.multiply_in(settings.precision);
         loaded.model.tokenizer()?;
-        let name = dir.to_string_lossy().into_owned();
-        alike += sample(args, &loaded, &settings, &prompts, (&name, &hash), &mut candidates, ui)?;
+        let name = name_of(project, dir)?;
+        alike += answers(args, &loaded, &settings, &prompts, (&name, &hash), &mut candidates, ui)?;
         models.push(json!({"name": name, "hash": hash}));
     }
     let material = compare(args, &prompts, candidates, overlap, seed);
-    let (responses, comparisons) = (material.responses.len(), material.comparisons.len());
+    let comparisons: Vec<String> =
+        material.comparisons.iter().map(|new| comparison_id(&new.responses[0], &new.responses[1])).collect();
     let body = json!({
-        "models": models, "prompts": prompts.len(), "per_prompt": args.per_prompt, "responses": responses,
-        "comparisons": comparisons, "left_out_alike": alike, "settings": args.sets, "seed": seed,
+        "models": models, "prompts": prompts.len(), "per_prompt": args.per_prompt,
+        "responses": material.responses.len(), "comparisons": comparisons.len(), "left_out_alike": alike,
+        "settings": args.sets, "seed": seed,
     });
-    let added = project.wait(project.store().add_sampled(material, body, project.actor(), unix_ms()))?;
-    if alike > 0 {
-        ui.note(&format!("{alike} candidates were nearly the same as another and were left out"));
-    }
-    if global.json {
-        return json_to_stdout(&json!({"added": added, "left_out_alike": alike}));
-    }
-    to_stdout(|out| {
-        use std::io::Write;
-        writeln!(out, "responses    {:>8} new {:>8} known", added.responses, added.responses_known)?;
-        writeln!(out, "comparisons  {:>8} new {:>8} known", added.comparisons, added.comparisons_known)
-    })
+    let added = project.store().add_sampled(material, seed, body, project.actor(), unix_ms());
+    Ok(Sampled { added: project.wait(added)?, left_out_alike: alike, comparisons })
 }
 
-fn check(args: &SampleArgs) -> CommandResult {
+/// What flags alone can get wrong.
+pub fn check(args: &SampleArgs) -> CommandResult {
     if !(0.0..=1.0).contains(&args.alike) {
         return Err(CommandError::bad_input(format!(
             "--alike is {}; expected a share from 0 to 1",
@@ -146,7 +179,7 @@ fn prompts(args: &SampleArgs, project: &Project) -> CommandResult<(Vec<Prompt>, 
 }
 
 /// Adds one model's candidates; returns how many were left out.
-fn sample(
+fn answers(
     args: &SampleArgs,
     loaded: &Loaded,
     settings: &Settings,

@@ -40,8 +40,31 @@ use crate::output::json_to_stdout;
 use crate::project;
 use crate::ui::Ui;
 
-/// Runs a trainer.
+/// What a run left.
+#[derive(Debug)]
+pub struct Trained {
+    /// Its model.
+    pub model: PathBuf,
+    /// Its page.
+    pub report: PathBuf,
+    /// The last step and its numbers.
+    pub last: Option<(u64, Metrics)>,
+}
+
+/// Runs the verb.
 pub fn run(verb: &TrainVerb, global: &Global, ui: &Ui) -> CommandResult {
+    let Trained { model, report, last } = train(verb, global, ui)?;
+    if ui.json() {
+        let metrics = last.map(|(step, metrics)| json!({"step": step, "metrics": metrics}));
+        let run = &verb.args().out;
+        return json_to_stdout(&json!({"run": run, "model": model, "report": report, "last": metrics}));
+    }
+    ui.note(&format!("wrote {} and {}", model.display(), report.display()));
+    Ok(())
+}
+
+/// Runs a trainer.
+pub fn train(verb: &TrainVerb, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     match verb {
         TrainVerb::Sft(args) => sft(args, global, ui),
         TrainVerb::Reward(args) => reward(args, global, ui),
@@ -242,7 +265,7 @@ fn sample_prompts<'a>(
     distinct.map(|ids| Ok(SamplePrompt { ids: ids.to_vec(), text: tokenizer.decode(ids, false)? })).collect()
 }
 
-fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
+fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     let (setup, mut findings) = Setup::read(args, global, ui, |config: &SftConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let common = &setup.config.common;
@@ -271,10 +294,10 @@ fn sft(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args), None)?;
     let learner = learner(&setup.cpu, setup.model, adapter, common);
     let task = SftTask::new(learner, train, eval, setup.config.clone());
-    supervise(task, args, common, findings, run, checkpoint, samples)
+    supervise(task, common, findings, run, checkpoint, samples)
 }
 
-fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
+fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     let (setup, mut findings) = Setup::read(args, global, ui, |config: &RewardConfig| &config.common)?;
     let (common, config) = (&setup.config.common, &setup.config);
     let encode = |rows: &[PreferenceRow], what: &str| setup.encoder().comparisons(rows, common, what);
@@ -284,7 +307,7 @@ fn reward(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let (run, checkpoint) = setup.open_run(args, ui, common, &inputs(args), None)?;
     let learner = learner(&setup.cpu, model, adapter, common);
     let task = RewardTask::new(learner, train, eval, config.clone());
-    supervise(task, args, common, findings, run, checkpoint, Vec::new())
+    supervise(task, common, findings, run, checkpoint, Vec::new())
 }
 
 /// A reward model keeps its head; a language model gets a new one.
@@ -308,7 +331,7 @@ fn zero_head(model: &mut Model) {
     model.params.data[range].fill(0.0);
 }
 
-fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
+fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     let (setup, mut findings) = Setup::read(args, global, ui, |config: &DpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
     let (common, config) = (&setup.config.common, &setup.config);
@@ -323,10 +346,10 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult {
     let reference = needs_reference.then(|| Frozen::new(&setup.cpu, setup.model.clone()));
     let learner = learner(&setup.cpu, setup.model, adapter, common);
     let task = DpoTask::new(learner, reference, train, eval, config.clone())?;
-    supervise(task, args, common, findings, run, checkpoint, samples)
+    supervise(task, common, findings, run, checkpoint, samples)
 }
 
-fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
+fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     let PpoArgs { train: args, reward_model: reward_dir, override_acceptance } = args;
     let (setup, mut findings) = Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
@@ -385,7 +408,7 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult {
     let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = ppo::train(&mut task, context)?;
-    finish(args, findings, &mut run, &task.policy, outcome, host)
+    finish(findings, &mut run, &task.policy, outcome, host)
 }
 
 fn inputs(args: &TrainArgs) -> Vec<(&'static str, &Path)> {
@@ -459,17 +482,16 @@ fn expect_one_tokenizer(policy: (&Path, &Model), reward: (&Path, &Model)) -> Com
 /// Runs a trainer without rollouts and writes what it made.
 fn supervise<'c, T: Task<'c>>(
     mut task: T,
-    args: &TrainArgs,
     common: &CommonConfig,
     findings: Findings<'_>,
     mut run: RunDir,
     checkpoint: Option<Checkpoint>,
     samples: Vec<SamplePrompt>,
-) -> CommandResult {
+) -> CommandResult<Trained> {
     let mut host = LastNumbers::new(TerminalHost::new(findings.ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = supervised::train(&mut task, common, context)?;
-    finish(args, findings, &mut run, &task.into_learner(), outcome, host)
+    finish(findings, &mut run, &task.into_learner(), outcome, host)
 }
 
 /// Passes everything on and remembers the last step's numbers.
@@ -503,13 +525,12 @@ impl polity_train::progress::Host for LastNumbers {
 
 /// Writes the model and closes the run, or says how to go on; the report in any case.
 fn finish(
-    args: &TrainArgs,
     findings: Findings<'_>,
     run: &mut RunDir,
     learner: &Learner<'_>,
     outcome: Outcome,
     host: LastNumbers,
-) -> CommandResult {
+) -> CommandResult<Trained> {
     let Findings { ui, extra } = findings;
     ui.end_progress();
     let dir: PathBuf = run.out().join(names::MODEL);
@@ -536,12 +557,7 @@ fn finish(
             .hint(format!("see {}", page.display())));
         }
     }
-    if ui.json() {
-        let metrics = host.last.map(|(step, metrics)| json!({"step": step, "metrics": metrics}));
-        return json_to_stdout(&json!({"run": args.out, "model": dir, "report": page, "last": metrics}));
-    }
-    ui.note(&format!("wrote {} and {}", dir.display(), page.display()));
-    Ok(())
+    Ok(Trained { model: dir, report: page, last: host.last })
 }
 
 fn command_without_resume() -> String {

@@ -22,7 +22,7 @@ mod measure;
 pub mod preferred;
 pub mod refusal;
 pub mod refusals;
-mod strict;
+pub mod strict;
 mod suite;
 
 pub use error::EvalError;

@@ -10,14 +10,14 @@ use serde::de::DeserializeOwned;
 use crate::EvalError;
 
 /// Reads a document.
-pub(crate) fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, EvalError> {
+pub fn parse<T: DeserializeOwned>(file: &Path, text: &str) -> Result<T, EvalError> {
     toml::from_str(text).map_err(|error: toml::de::Error| {
         at(file, text, &error.span().unwrap_or(0..0), &with_suggestion(error.message()))
     })
 }
 
 /// An error at a place of the document.
-pub(crate) fn at(file: &Path, text: &str, span: &Range<usize>, message: &str) -> EvalError {
+pub fn at(file: &Path, text: &str, span: &Range<usize>, message: &str) -> EvalError {
     let line = text.get(..span.start).unwrap_or(text).matches('\n').count() + 1;
     EvalError::Toml { file: file.to_owned(), line, message: message.to_owned() }
 }

@@ -130,7 +130,12 @@ pub enum Nothing {
 impl Store {
     /// The next comparison for an annotator; asking again while one is in hand returns the same, with its time renewed.
     pub async fn next(&self, annotator_id: &str, now_ms: i64) -> Result<Next> {
-        let (annotator, seed) = (annotator_id.to_owned(), self.random());
+        self.next_seeded(annotator_id, self.random(), now_ms).await
+    }
+
+    /// The same with the caller's randomness: for simulated annotators, whose work is to repeat.
+    pub async fn next_seeded(&self, annotator_id: &str, seed: u64, now_ms: i64) -> Result<Next> {
+        let annotator = annotator_id.to_owned();
         self.write(move |connection| {
             Box::pin(async move { next(connection, &annotator, seed, now_ms).await })
         })

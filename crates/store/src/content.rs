@@ -284,15 +284,17 @@ impl Store {
         .await
     }
 
-    /// The same for what models were sampled for; an event, with what the caller says of models and settings.
+    /// The same for what models were sampled for; an event, with what the caller says of models and settings. `seed` shuffles the order in
+    /// which new comparisons wait, so that what was sampled again waits in the same one.
     pub async fn add_sampled(
         &self,
         material: Material,
+        seed: u64,
         body: serde_json::Value,
         actor: &str,
         now_ms: i64,
     ) -> Result<Added> {
-        let (seed, actor, meter) = (self.random(), actor.to_owned(), self.meter());
+        let (actor, meter) = (actor.to_owned(), self.meter());
         self.write(move |connection| {
             Box::pin(async move {
                 let added = add_material(connection, material, seed, now_ms, &meter).await?;

@@ -26,13 +26,18 @@ use crate::eval_args::EvalArgs;
 use crate::model::Loaded;
 use crate::output::{json_to_stdout, to_stdout};
 use crate::ui::Ui;
-use shelf::Found;
+pub use shelf::Found;
 
 /// Coverage of the intervals that are shown. The gate computes its own from the items.
 const CONFIDENCE: f64 = 0.95;
 
 /// Runs the verb.
 pub fn run(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult {
+    tell(&measure(args, global, ui)?, global)
+}
+
+/// Measures, or finds what was measured before.
+pub fn measure(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult<Vec<Found>> {
     let mut found = Vec::new();
     if args.people {
         found.push(people::run(args, ui)?);
@@ -40,7 +45,7 @@ pub fn run(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult {
     if !args.suites.is_empty() {
         found.extend(on_suites(args, global, ui)?);
     }
-    tell(&found, global)
+    Ok(found)
 }
 
 fn on_suites(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult<Vec<Found>> {

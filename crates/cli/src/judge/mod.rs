@@ -41,20 +41,21 @@ const REFUSALS_MAX: u32 = 5;
 
 /// What a run came to.
 #[derive(Debug, Default, Serialize)]
-struct Summary {
+pub struct Summary {
     judge: String,
     rubric_version: i64,
-    judged: usize,
+    /// Comparisons that have a verdict now.
+    pub judged: usize,
     /// Verdicts that named the same winner, or none, in both orders.
     consistent: usize,
     /// Verdicts for neither response.
     ties: usize,
     /// Comparisons without a verdict: replies that could not be read, questions refused.
-    left_out: usize,
+    pub left_out: usize,
     requests: u64,
     tokens: u64,
     /// Why it stopped before the end.
-    stopped: Option<String>,
+    pub stopped: Option<String>,
 }
 
 /// Why a comparison has no verdict.
@@ -96,9 +97,38 @@ pub fn failed(error: AskError) -> CommandError {
 
 /// Runs the verb.
 pub fn run(args: &JudgeArgs, global: &Global, ui: &Ui) -> CommandResult {
-    let timeout = Duration::from_secs(args.timeout);
-    let endpoint = endpoint(&args.endpoint, &args.model, &args.sets, args.tries, timeout, args.budget)?;
+    let endpoint = endpoint_of(args)?;
     let project = Project::open(&args.project)?;
+    let (mut summary, failed) = ask(&project, endpoint, args, ui)?;
+    if !global.json {
+        tell(&summary, ui);
+        return failed.map_or(Ok(()), Err);
+    }
+    if let Some(error) = &failed {
+        summary.stopped = Some(error.to_string());
+    }
+    json_to_stdout(&summary)?;
+    failed.map_or(Ok(()), Err)
+}
+
+/// Has the judge vote on whatever it has not judged, and says what came of it.
+pub fn judge(project: &Project, args: &JudgeArgs, ui: &Ui) -> CommandResult<Summary> {
+    let (summary, failed) = ask(project, endpoint_of(args)?, args, ui)?;
+    tell(&summary, ui);
+    failed.map_or(Ok(summary), Err)
+}
+
+fn endpoint_of(args: &JudgeArgs) -> CommandResult<Endpoint> {
+    let timeout = Duration::from_secs(args.timeout);
+    endpoint(&args.endpoint, &args.model, &args.sets, args.tries, timeout, args.budget)
+}
+
+fn ask(
+    project: &Project,
+    endpoint: Endpoint,
+    args: &JudgeArgs,
+    ui: &Ui,
+) -> CommandResult<(Summary, Option<CommandError>)> {
     let client = Client::new(endpoint, &project.dir().join(CACHE_FILE))?;
     let store = project.store();
     let judge = format!("judge:{}", args.name.as_ref().unwrap_or(&args.model));
@@ -110,7 +140,7 @@ pub fn run(args: &JudgeArgs, global: &Global, ui: &Ui) -> CommandResult {
     let interrupts = Interrupts::install(ui, "stopping after the comparisons in hand; again stops at once")?;
     let bench = Bench {
         client: &client,
-        project: &project,
+        project,
         rubric: &rubric,
         origin: format!("judge {}", args.model),
         ids: &ids,
@@ -130,15 +160,7 @@ pub fn run(args: &JudgeArgs, global: &Global, ui: &Ui) -> CommandResult {
     ui.end_progress();
     project.wait(store.seal_votes(project.actor(), unix_ms()))?;
     (summary.requests, summary.tokens) = (client.requests(), client.spent_tokens());
-    if !global.json {
-        tell(&summary, ui);
-        return failed.map_or(Ok(()), Err);
-    }
-    if let Some(error) = &failed {
-        summary.stopped = Some(error.to_string());
-    }
-    json_to_stdout(&summary)?;
-    failed.map_or(Ok(()), Err)
+    Ok((summary, failed))
 }
 
 /// Where a judge is asked. Its key is read from the environment.
