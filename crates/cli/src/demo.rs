@@ -26,7 +26,7 @@ use polity_train::ppo::{self, GoldProbe, PpoTask};
 use polity_train::progress::Host;
 use polity_train::report::{self, Extra, Measure, RunData};
 use polity_train::reward::RewardTask;
-use polity_train::run::{CODE_COMMIT, CODE_VERSION, Manifest, RunDir, config_hash, names};
+use polity_train::run::{CODE_COMMIT, CODE_VERSION, Input, Manifest, RunDir, config_hash, names};
 use polity_train::samples::SamplePrompt;
 use polity_train::settings::{CommonConfig, DpoConfig, PpoConfig, ReportTo, RewardConfig, SftConfig};
 use polity_train::sft::SftTask;
@@ -36,16 +36,20 @@ use serde_json::json;
 
 use crate::args::{DemoArgs, Global};
 use crate::clock::{machine, now_utc, unix_s};
+use crate::demo_gate;
 use crate::demo_report::{DemoReport, Judged, StageDone, Tally, tally};
 use crate::error::{CommandError, CommandResult};
 use crate::host::TerminalHost;
+use crate::init;
 use crate::output::{json_to_stdout, to_stdout};
+use crate::project::{self, PROJECT_FILE};
+use crate::project_args::InitArgs;
 use crate::ui::Ui;
 
 /// Confidence of every interval.
 pub const CONFIDENCE: f64 = 0.95;
 /// Longest answer, in tokens.
-const ANSWER_TOKENS: usize = 32;
+pub const ANSWER_TOKENS: usize = 32;
 /// Documents to pretrain on.
 const DOCUMENTS: usize = 12000;
 /// Demonstrations to imitate.
@@ -58,6 +62,11 @@ const CANDIDATES: usize = 6;
 const GOLD_PROMPTS: usize = 200;
 /// Held-out prompts that the models are compared on.
 const HOLDOUT_PROMPTS: usize = 750;
+
+/// The supervised model, as an input of a run.
+const SFT_MODEL: (&str, &str) = ("model", "runs/sft/model");
+/// What the panel said, as rows that trainers read.
+const PAIRS: &str = "datasets/pairs.jsonl";
 
 /// A trained model's name and where it is.
 struct Trained {
@@ -87,11 +96,20 @@ struct Answers {
 
 /// Runs the demo.
 pub fn run(args: &DemoArgs, global: &Global, ui: &Ui) -> CommandResult {
-    if args.dir.join("summary.json").exists() || args.dir.join("runs").exists() {
+    if ["summary.json", "runs", PROJECT_FILE].iter().any(|name| args.dir.join(name).exists()) {
         let found = args.dir.display();
         return Err(CommandError::bad_input(format!("{found} already holds a demo"))
             .hint("remove it, or choose another --dir"));
     }
+    init::init(&InitArgs {
+        dir: args.dir.clone(),
+        name: Some("tiny-world".to_owned()),
+        store: "store.db".to_owned(),
+        validation: 0.1,
+        holdout: 0.1,
+        overlap: 3,
+        seed: Some(args.seed),
+    })?;
     let cpu = Cpu::new(global.threads());
     let mut demo = Demo {
         dir: &args.dir,
@@ -126,12 +144,16 @@ impl<'a> Demo<'a> {
         name: &str,
         config: &C,
         common: &CommonConfig,
+        inputs: &[(&str, &str)],
     ) -> CommandResult<(RunDir, Extra)> {
         let manifest = Manifest {
             stage: C::STAGE.name().into(),
             command: std::env::args_os().map(|word| word.to_string_lossy().into_owned()).collect(),
             config_blake3: config_hash(&config.to_canonical_toml()),
-            inputs: Vec::new(),
+            inputs: inputs
+                .iter()
+                .map(|(role, place)| Input::hash(role, &self.dir.join(place)))
+                .collect::<Result<_, _>>()?,
             code_version: CODE_VERSION.into(),
             code_commit: CODE_COMMIT.map(str::to_owned),
             machine: machine(self.cpu.threads()),
@@ -143,6 +165,7 @@ impl<'a> Demo<'a> {
         };
         let now_s = self.host.now_s();
         let mut run = RunDir::create(&self.dir.join("runs").join(name), &config.to_toml(), &manifest, now_s)?;
+        project::record_run(run.out(), run.manifest(), self.ui);
         if common.report_to == ReportTo::Tensorboard {
             run.write_tensorboard(unix_s(), now_s)?;
         }
@@ -216,6 +239,7 @@ impl<'a> Demo<'a> {
         }
         model.save(run.out().join(names::MODEL))?;
         run.finish(&now_utc())?;
+        project::record_run_end(run.out(), run.manifest(), self.ui);
         report::write(&run, &extra)?;
         let time_s = run.time_s(self.host.now_s());
         self.stages.push(StageDone { name, what, time_s, eval_rows: Some(extra.eval_rows) });
@@ -278,7 +302,7 @@ impl<'a> Demo<'a> {
                 Ok(Demonstration { trained: vec![true; ids.len()], ids, info: ExampleInfo::default() })
             })
             .collect::<CommandResult<Vec<_>>>()?;
-        let run = self.run_dir("base", &config, &config.common)?;
+        let run = self.run_dir("base", &config, &config.common, &[("model", "fresh")])?;
         let samples = self.samples(&model)?;
         let learner = Learner::new(self.cpu, model, config.common.optimizer(), Recompute::None);
         let common = config.common.clone();
@@ -318,7 +342,7 @@ impl<'a> Demo<'a> {
                 Ok(Demonstration { ids, trained, info: ExampleInfo::default() })
             })
             .collect::<CommandResult<Vec<_>>>()?;
-        let run = self.run_dir("sft", &config, &config.common)?;
+        let run = self.run_dir("sft", &config, &config.common, &[("model", "runs/base/model")])?;
         let samples = self.samples(&base)?;
         let learner = Learner::new(self.cpu, base, config.common.optimizer(), Recompute::None);
         let common = config.common.clone();
@@ -421,6 +445,11 @@ impl<'a> Demo<'a> {
         let time_s = self.host.now_s() - began_s;
         self.stages.push(StageDone { name: "panel", what, time_s, eval_rows: None });
         self.tallies = tallies;
+        let row = |pair: &Comparison| {
+            json!({"prompt_ids": pair.prompt, "chosen_ids": pair.chosen, "rejected_ids": pair.rejected,
+                "label": pair.label, "category": pair.info.category})
+        };
+        polity_rows::write_jsonl(self.dir.join(PAIRS), pairs.iter().map(row))?;
         Ok(pairs)
     }
 
@@ -438,7 +467,7 @@ impl<'a> Demo<'a> {
         )?;
         let (train, eval): (Vec<_>, Vec<_>) =
             pairs.iter().cloned().partition(|pair| !pair.info.group.is_multiple_of(10));
-        let run = self.run_dir("reward", &config, &config.common)?;
+        let run = self.run_dir("reward", &config, &config.common, &[SFT_MODEL, ("data", PAIRS)])?;
         let model = sft.with_scalar_head(self.seed, ScalarInit::InverseSqrtWidth)?;
         let learner = Learner::new(self.cpu, model, config.common.optimizer(), Recompute::None);
         let common = config.common.clone();
@@ -484,7 +513,12 @@ impl<'a> Demo<'a> {
             .iter()
             .map(|prompt| Ok(PromptExample { ids: encode(sft, prompt)?, info: ExampleInfo::default() }))
             .collect::<CommandResult<Vec<_>>>()?;
-        let (mut run, extra) = self.run_dir("ppo", &config, &config.common)?;
+        let (mut run, extra) = self.run_dir(
+            "ppo",
+            &config,
+            &config.common,
+            &[SFT_MODEL, ("reward_model", "runs/reward/model")],
+        )?;
         let samples = self.samples(sft)?;
         let learner =
             |model: &Model| Learner::new(self.cpu, model.clone(), config.common.optimizer(), Recompute::None);
@@ -528,7 +562,7 @@ impl<'a> Demo<'a> {
                 ("beta", "0.5"),
             ],
         )?;
-        let run = self.run_dir("dpo", &config, &config.common)?;
+        let run = self.run_dir("dpo", &config, &config.common, &[SFT_MODEL, ("data", PAIRS)])?;
         let samples = self.samples(sft)?;
         let learner = Learner::new(self.cpu, sft.clone(), config.common.optimizer(), Recompute::None);
         let reference = Frozen::new(self.cpu, sft.clone());
@@ -557,7 +591,8 @@ impl<'a> Demo<'a> {
         };
         let mut judged: Vec<Judged> = Vec::new();
         for model in trained {
-            let baseline = judged.first().map(|sft| sft.gold.clone());
+            let baseline =
+                judged.first().map(|sft: &Judged| sft.gold.iter().map(|gold| gold.total).collect::<Vec<_>>());
             judged.push(self.judge(model, &mut judges, baseline.as_deref())?);
         }
         let what = format!("{} models answer {} held-out prompts", judged.len(), prompts.len());
@@ -568,7 +603,8 @@ impl<'a> Demo<'a> {
             .iter()
             .map(|model| (model.name.into(), json!({"measures": model.measures, "alarms": model.alarms})))
             .collect();
-        let summary = json!({"seed": self.seed, "models": models});
+        let ending = demo_gate::end(self.dir, self.seed, &prompts, &judged, self.ui)?;
+        let summary = json!({"seed": self.seed, "models": models, "gate": ending});
         let text = serde_json::to_string_pretty(&summary).expect("numbers and names");
         write(self.dir, "summary.json", &text)?;
         let report = DemoReport {
@@ -579,6 +615,7 @@ impl<'a> Demo<'a> {
             tallies: &self.tallies,
             judged: &judged,
             prompts: &prompts,
+            ending: &ending,
         };
         write(self.dir, names::REPORT, &report.html()?)?;
         if self.ui.json() {
@@ -586,7 +623,8 @@ impl<'a> Demo<'a> {
         }
         to_stdout(|out| {
             use std::io::Write;
-            out.write_all(closing_table(&judged).as_bytes())
+            out.write_all(closing_table(&judged).as_bytes())?;
+            out.write_all(ending.line().as_bytes())
         })?;
         self.ui.note(&format!("curves, panel and responses: {}", self.dir.join(names::REPORT).display()));
         Ok(())
@@ -659,7 +697,7 @@ impl<'a> Demo<'a> {
             }
         }
         let alarms = self.alarms(name)?;
-        Ok(Judged { name, measures, alarms, texts: answers.texts, gold: utility })
+        Ok(Judged { name, measures, alarms, texts: answers.texts, gold, proxy, kl, tokens })
     }
 }
 

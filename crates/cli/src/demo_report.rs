@@ -8,11 +8,13 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use polity_chart::{Bar, BarChart, BarGroup, Form, LineChart, Mark, Series, escape, short};
+use polity_eval::gate::CriterionVerdict;
 use polity_stats::wilson;
 use polity_train::report::{self, Measure, Page, RunData, final_measures, grid, table};
-use polity_world::{Category, Panel, Prompt, Split, Vote, World, vocabulary};
+use polity_world::{Category, Gold, Panel, Prompt, Split, Vote, World, vocabulary};
 
 use crate::demo::CONFIDENCE;
+use crate::demo_gate::Ending;
 use crate::error::CommandResult;
 use crate::ui::duration;
 
@@ -40,8 +42,14 @@ pub struct Judged {
     pub alarms: Vec<String>,
     /// Its response to each prompt.
     pub texts: Vec<String>,
-    /// The gold utility of each.
-    pub gold: Vec<f64>,
+    /// How good each is.
+    pub gold: Vec<Gold>,
+    /// The reward model's score of each.
+    pub proxy: Vec<f64>,
+    /// Log-ratio of each to the SFT model, nats.
+    pub kl: Vec<f64>,
+    /// Tokens of each.
+    pub tokens: Vec<f64>,
 }
 
 impl Judged {
@@ -104,6 +112,8 @@ pub struct DemoReport<'a> {
     pub judged: &'a [Judged],
     /// The held-out prompts.
     pub prompts: &'a [Prompt],
+    /// What came of the gate.
+    pub ending: &'a Ending,
 }
 
 impl DemoReport<'_> {
@@ -117,6 +127,7 @@ impl DemoReport<'_> {
         if self.over_optimise {
             page.section("Over-optimisation", &over_optimisation(&ppo));
         }
+        page.section("Gate", &self.gate());
         page.section("By category", &self.by_category());
         page.section("Stages", &self.stages());
         page.section("Panel", &self.panel());
@@ -185,6 +196,31 @@ impl DemoReport<'_> {
              utility; KL is per response, from the SFT model. Alarms: {}.</p>",
             table(&head, &rows),
             self.alarms()
+        )
+    }
+
+    fn gate(&self) -> String {
+        let verdict = &self.ending.verdict;
+        let row = |said: &CriterionVerdict| {
+            let decides = if said.blocking { "" } else { " (decides nothing)" };
+            vec![
+                format!("{}{decides}", escape(&said.id)),
+                said.verdict.name().to_owned(),
+                escape(&said.reason),
+            ]
+        };
+        let rows: Vec<Vec<String>> = verdict.criteria.iter().map(row).collect();
+        let end = match &self.ending.release {
+            Some(release) => format!("It is released as {}.", escape(release)),
+            None => "It is not released.".to_owned(),
+        };
+        format!(
+            "<p>{} under policy {}: <strong>{}</strong>. {end}</p>{}<p class=\"when\">The panel voted on its responses beside SFT's; \
+             nothing here is the gold utility. <code>polity lineage</code> and <code>polity ledger log</code> in this directory show what it rests on.</p>",
+            name_of(self.ending.model),
+            escape(&verdict.policy),
+            verdict.verdict.name(),
+            table(&["criterion", "verdict", "why"], &rows)
         )
     }
 
@@ -315,7 +351,7 @@ impl DemoReport<'_> {
                     escape(&prompt.text)
                 );
                 for judged in self.judged {
-                    let (gold, text) = (judged.gold[i], escape(&judged.texts[i]));
+                    let (gold, text) = (judged.gold[i].total, escape(&judged.texts[i]));
                     let name = name_of(judged.name);
                     let _ = write!(
                         out,

@@ -15,6 +15,7 @@ mod card;
 mod chat;
 mod clock;
 mod demo;
+mod demo_gate;
 mod demo_report;
 mod diff;
 mod doctor;
