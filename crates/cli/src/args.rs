@@ -16,6 +16,7 @@ use polity_train::settings::{DpoConfig, PpoConfig, Precision, RewardConfig, SftC
 
 use crate::error::CommandResult;
 use crate::eval_args::EvalArgs;
+use crate::loop_args::LoopArgs;
 use crate::project_args::{
     ExportArgs, FreezeArgs, ImportVerb, InProject, InitArgs, LedgerVerb, PanelVerb, SampleArgs, ServeArgs,
 };
@@ -102,6 +103,22 @@ Examples:
   polity demo --dir /tmp/demo --seed 7
   polity demo --over-optimise          no KL leash: proxy up, gold down, alarms")]
     Demo(DemoArgs),
+
+    /// Take a project from prompts to a release by one file, as far as it goes
+    #[command(long_about = "\
+Take a project from prompts to a release by one file: sample, panel, freeze, reward model, acceptance, PPO or DPO, evaluation, gate, \
+release. A step that is done is skipped; a changed setting makes its step and those behind it again; one that was killed goes on. \
+Where people must vote or approve it says who and what, and stops with exit code 0: the same command goes on.
+
+Where the gate says no (exit 3) or cannot say (exit 4), loop/NAME/refine.md in the project says what to refine: categories with low \
+agreement, domains where the reward model is near chance, rubric axes in conflict, prompts to collect. docs/loop.md has the format.")]
+    #[command(after_long_help = "\
+Examples:
+  polity loop helpful.toml
+  polity loop helpful.toml --status
+  polity loop helpful.toml --until freeze
+  POLITY_TOKEN=$(polity account token ben) polity loop helpful.toml")]
+    Loop(LoopArgs),
 
     /// Make a project: a directory with a store of prompts, votes and datasets
     #[command(long_about = "\

@@ -35,11 +35,13 @@ mod judge;
 mod ledger;
 mod lineage;
 mod lineage_view;
+mod loop_args;
 mod machine;
 mod measure;
 mod model;
 mod output;
 mod panel;
+mod pipeline;
 mod project;
 mod project_args;
 mod record;
@@ -88,6 +90,7 @@ fn run(cli: Cli, ui: &Ui) -> CommandResult {
         Verb::Panel(verb) => panel::run(&verb, &global, ui),
         Verb::Freeze(args) => freeze::run_freeze(&args, &global, ui),
         Verb::Export(args) => freeze::run_export(&args, &global, ui),
+        Verb::Loop(args) => pipeline::run(&args, &global, ui),
         Verb::Serve(args) => serve::run(&args, &global, ui),
         Verb::Ledger(verb) => ledger::run(&verb, &global, ui),
         Verb::Train(verb) => train::run(&verb, &global, ui),

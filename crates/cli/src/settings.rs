@@ -167,10 +167,15 @@ pub struct Read {
     pub warnings: Vec<String>,
 }
 
+/// Whether these settings would be taken, as far as that can be said without the model.
+pub fn check(uses: Uses, sets: &[(String, String)]) -> CommandResult {
+    Settings::usual(Vec::new(), usize::MAX).apply_sets(uses, sets)
+}
+
 impl Settings {
-    /// Defaults, the model's own, then `--set`.
-    pub fn read(uses: Uses, dir: &Path, model: &Model, sets: &[(String, String)]) -> CommandResult<Read> {
-        let mut settings = Self {
+    /// The defaults.
+    fn usual(stop_token_ids: Vec<u32>, vocab: usize) -> Self {
+        Self {
             sampler: SamplerConfig {
                 temperature: 1.0,
                 top_k: 0,
@@ -179,14 +184,19 @@ impl Settings {
                 repetition_penalty: 1.0,
                 max_new_tokens: 256,
                 min_new_tokens: 0,
-                stop_token_ids: model.generation.eos.clone(),
+                stop_token_ids,
                 stop_strings: Vec::new(),
-                vocab: model.tokenizer_vocab(),
+                vocab,
             },
             seed: 42,
             samples: 1,
             precision: Precision::Auto,
-        };
+        }
+    }
+
+    /// Defaults, the model's own, then `--set`.
+    pub fn read(uses: Uses, dir: &Path, model: &Model, sets: &[(String, String)]) -> CommandResult<Read> {
+        let mut settings = Self::usual(model.generation.eos.clone(), model.tokenizer_vocab());
         let mut warnings = Vec::new();
         if SAMPLING.contains(&uses) {
             settings.apply_model(&dir.join("generation_config.json"), &mut warnings)?;
@@ -376,19 +386,7 @@ mod tests {
     use super::*;
 
     fn plain() -> Settings {
-        let sampler = SamplerConfig {
-            temperature: 1.0,
-            top_k: 0,
-            top_p: 1.0,
-            min_p: 0.0,
-            repetition_penalty: 1.0,
-            max_new_tokens: 256,
-            min_new_tokens: 0,
-            stop_token_ids: vec![2],
-            stop_strings: vec![],
-            vocab: 10,
-        };
-        Settings { sampler, seed: 42, samples: 1, precision: Precision::Auto }
+        Settings::usual(vec![2], 10)
     }
 
     fn set(uses: Uses, key: &str, value: &str) -> Result<Settings, (String, Vec<String>)> {

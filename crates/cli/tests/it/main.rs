@@ -16,6 +16,7 @@ mod generate;
 mod judge;
 mod lineage;
 mod measure;
+mod pipeline;
 mod project;
 mod release;
 mod serve;
