@@ -191,6 +191,25 @@ fn win_rates_with_ties_and_at_equal_length() {
     assert!(got.estimate < rate.estimate);
 }
 
+/// A policy of four steps answered as its base did, and the evaluation ended with an error of the statistics.
+#[test]
+fn models_that_answer_alike_have_a_win_rate_and_none_at_equal_length() {
+    let rows: String = (0..6).map(|i| format!("{{\"prompt\": \"p{i}\"}}\n")).collect();
+    let suite = suite("kind = \"prompts\"", &rows).unwrap();
+    let tie = |row| Judged {
+        row,
+        annotator: None,
+        score: 0.5,
+        candidate_length: 9 + row,
+        baseline_length: 9 + row,
+    };
+    let mut table = Table::new(&suite, 0.95);
+    add_win_rate(&mut table, Judge::RewardModel, &(0..6).map(tie).collect::<Vec<_>>()).unwrap();
+    let measures = table.finish();
+    let names: Vec<&str> = measures.iter().map(|measure| measure.name.as_str()).collect();
+    assert_eq!((names, measures[0].estimate), (vec!["proxy_win_rate"], 0.5));
+}
+
 #[test]
 fn an_annotator_who_votes_twice_on_a_prompt_is_one_item() {
     let suite = suite("kind = \"prompts\"", PROMPTS).unwrap();

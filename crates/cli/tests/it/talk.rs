@@ -9,6 +9,7 @@ use crate::support::{command, polity, run_of, stories};
 
 const VERBS: &[&[&str]] = &[
     &["demo"],
+    &["loop"],
     &["train", "sft"],
     &["train", "reward"],
     &["train", "dpo"],
