@@ -197,8 +197,9 @@ fn low_agreement(report: &PanelReport) -> Vec<Agreement> {
         // Nothing was voted on twice, or only one answer given: nothing can be said, and that is not low.
         None => false,
         Some(alpha) => {
-            alpha.low.is_none_or(|low| low <= 0.0)
-                || panel.zip(alpha.high).is_some_and(|(panel, high)| high < panel.estimate)
+            // Votes that all agree have no interval: the estimate stands for it.
+            let (low, high) = alpha.low.zip(alpha.high).unwrap_or((alpha.estimate, alpha.estimate));
+            low <= 0.0 || panel.is_some_and(|panel| high < panel.estimate)
         }
     };
     report.categories.iter().map(of_category).filter(low).collect()
