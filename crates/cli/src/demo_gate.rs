@@ -270,9 +270,10 @@ mod tests {
     ) -> Judged {
         let texts: Vec<String> = (0..prompts.len()).map(answer).collect();
         let gold = |(prompt, text): (&Prompt, &String)| world.gold(prompt, Response { text, ended: true });
-        // A little different on each prompt and by model: equal values, and equal differences, have no interval.
-        let period = if name == BASELINE { 7 } else { 5 };
-        let around = |x: f64| (0..prompts.len()).map(|i| x + 0.01 * (i % period) as f64).collect();
+        // A little different on each prompt: equal values, and equal differences, have no interval.
+        let around = |x: f64| -> Vec<f64> {
+            (0..prompts.len() as u64).map(|i| x + 0.1 * Stream::new(3, name, &[i]).f64()).collect()
+        };
         Judged {
             name,
             measures: Vec::new(),
@@ -291,7 +292,10 @@ mod tests {
         let prompts = world.prompts(Split::Holdout, n);
         let answers = |right: usize| {
             let (world, prompts) = (&world, &prompts);
-            move |i: usize| if i * 7 % 10 < right { world.ideal(&prompts[i]) } else { "i do not know".into() }
+            move |i: usize| match Stream::new(3, "right", &[i as u64]).f64() * 10.0 < right as f64 {
+                true => world.ideal(&prompts[i]),
+                false => "i do not know".to_owned(),
+            }
         };
         let sft = model(BASELINE, &world, &prompts, (0.0, 0.1), answers(5));
         let ppo = match right {
@@ -301,7 +305,9 @@ mod tests {
             }),
         };
         let judged = [sft, ppo];
-        let hashes = [BASELINE, CANDIDATE, "reward"].map(|name| (name, format!("{:064}", name.len()))).into();
+        let hashes = [BASELINE, CANDIDATE, "reward"]
+            .map(|name| (name, blake3::hash(name.as_bytes()).to_hex().to_string()))
+            .into();
         Bench::new(hashes, 3, &prompts, &judged).judge(&judged).unwrap().1
     }
 
