@@ -72,7 +72,12 @@ pub fn add_win_rate(table: &mut Table<'_>, judge: Judge, judged: &[Judged]) -> R
             && differ(&items)
         {
             let name = format!("{name}_length_controlled");
-            controlled.push(Measure::new(&name, category, "share", None, items, table.confidence())?);
+            match Measure::new(&name, category, "share", None, items, table.confidence()) {
+                Ok(measure) => controlled.push(measure),
+                // Once length is taken out nothing may be left that differs, as where everybody prefers the same model.
+                Err(EvalError::Stats { source: polity_stats::Error::TooFew { .. }, .. }) => {}
+                Err(error) => return Err(error),
+            }
         }
     }
     raw.into_iter().chain(controlled).for_each(|measure| table.push(measure));

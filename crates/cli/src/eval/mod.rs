@@ -48,6 +48,12 @@ pub fn measure(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult<Vec<F
     Ok(found)
 }
 
+/// Measures a reward model, or finds what was measured before; says nothing of it.
+pub fn of_reward_model(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult<Found> {
+    let suites = args.suites.iter().map(|file| Suite::read(file)).collect::<Result<Vec<_>, _>>()?;
+    Ok(reward_model::accept(args, Loaded::open(&args.model, global)?, &suites, global, ui)?.found)
+}
+
 fn on_suites(args: &EvalArgs, global: &Global, ui: &Ui) -> CommandResult<Vec<Found>> {
     let suites = args.suites.iter().map(|file| Suite::read(file)).collect::<Result<Vec<_>, _>>()?;
     let loaded = Loaded::open(&args.model, global)?;

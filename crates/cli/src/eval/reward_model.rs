@@ -41,8 +41,29 @@ use crate::ui::{Ui, plural};
 /// Pairs that are probed at the most: a share of half has an error of 2.5 points then.
 const PROBED_MAX: usize = 400;
 
+/// Measures a reward model on suites, judges it, and prints.
+pub fn run(args: &EvalArgs, loaded: Loaded, suites: &[Suite], global: &Global, ui: &Ui) -> CommandResult {
+    let Accepted { found, missing, made, file } = accept(args, loaded, suites, global, ui)?;
+    tell(&found, &missing, &made, file.as_deref(), global)
+}
+
+/// A reward model that was measured and judged.
+pub struct Accepted {
+    /// The evaluation.
+    pub found: Found,
+    missing: Vec<Missing>,
+    made: Acceptance,
+    file: Option<PathBuf>,
+}
+
 /// Measures a reward model on suites, and judges it.
-pub fn run(args: &EvalArgs, mut loaded: Loaded, suites: &[Suite], global: &Global, ui: &Ui) -> CommandResult {
+pub fn accept(
+    args: &EvalArgs,
+    mut loaded: Loaded,
+    suites: &[Suite],
+    global: &Global,
+    ui: &Ui,
+) -> CommandResult<Accepted> {
     check(args, suites)?;
     let policy = args.acceptance.policy.as_deref().unwrap_or(Path::new(gate::REWARD_MODEL));
     let (_, policy_text) = gate::policy(Some(policy))?;
@@ -62,7 +83,7 @@ pub fn run(args: &EvalArgs, mut loaded: Loaded, suites: &[Suite], global: &Globa
     })?;
     let made = Acceptance::new(policy, &policy_text, found.evaluation.clone(), unix_ms())?;
     let file = leave_beside(args, &made, ui)?;
-    tell(&found, &missing, &made, file.as_deref(), global)
+    Ok(Accepted { found, missing, made, file })
 }
 
 fn check(args: &EvalArgs, suites: &[Suite]) -> CommandResult {

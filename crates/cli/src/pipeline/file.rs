@@ -135,8 +135,8 @@ pub struct FreezeTable {
 pub struct Acceptance {
     /// What it is measured on.
     pub suites: Vec<PathBuf>,
-    /// What must be shown.
-    pub policy: PathBuf,
+    /// What must be shown; the policy that ships for reward models if not given.
+    pub policy: Option<PathBuf>,
 }
 
 /// Which optimiser.
@@ -385,7 +385,7 @@ impl Reader<'_> {
             reward,
             acceptance: raw.acceptance.map(Spanned::into_inner).map(|acceptance| Acceptance {
                 suites: all(acceptance.suites),
-                policy: self.path(&acceptance.policy),
+                policy: acceptance.policy.map(|path| self.path(&path)),
             }),
             method,
             policy,
@@ -553,7 +553,7 @@ mod tests {
         check("method = \"dpo\"", "method = \"dpo\"\nset = { bta = 0.1 }", "line 7");
         check("method = \"dpo\"", "method = \"dpo\"\nset = { bta = 0.1 }", "beta");
         check("[panel]", "[sample]\nset = { temprature = 1 }\n[panel]", "did you mean temperature?");
-        check("[panel]", "[acceptance]\nsuites = []\npolicy = \"p\"\n[panel]", "there is no [reward]");
+        check("[panel]", "[acceptance]\nsuites = []\n[panel]", "there is no [reward]");
         check("\"l\"", "\"../l\"", "line 1: `name`");
     }
 }

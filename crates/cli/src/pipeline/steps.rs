@@ -15,12 +15,12 @@ use polity_store::{Judgement, JudgementFilter, Kind, Part, Refusal, Role, docume
 use polity_train::run::{Manifest, names};
 use serde_json::{Value, json};
 
-use super::file::{Method, Panel, Pipeline, Sets};
+use super::file::{Acceptance, Method, Panel, Pipeline, Sets};
 use super::record::{Output, Plan, Step, hash};
 use super::{Loop, Outcome};
 use crate::args::{PpoArgs, TrainArgs, TrainVerb};
 use crate::error::{CommandError, CommandResult};
-use crate::eval_args::EvalArgs;
+use crate::eval_args::{AcceptanceArgs, EvalArgs};
 use crate::freeze::{self, PROMPTS_FILE};
 use crate::gate;
 use crate::project::{self, DATASET_FILE};
@@ -87,7 +87,7 @@ impl Loop<'_> {
             Step::Accept => {
                 let acceptance = pipeline.acceptance.as_ref().expect("this step is only taken with it");
                 inputs.insert("model".to_owned(), self.made(Step::Reward, "model"));
-                inputs.insert("policy".to_owned(), hash(&acceptance.policy)?);
+                inputs.insert("policy".to_owned(), document_hash(&accepting(acceptance)?.1));
                 inputs.extend(suites(&acceptance.suites)?);
                 json!({})
             }
@@ -372,7 +372,7 @@ impl Loop<'_> {
             Method::Ppo => {
                 let data = (self.place(Step::Freeze, "prompts"), None);
                 let reward_model = self.place(Step::Reward, "model").expect("a run leaves its model");
-                let verb = |train| TrainVerb::Ppo(PpoArgs { train, reward_model });
+                let verb = |train| TrainVerb::Ppo(PpoArgs { train, reward_model, override_acceptance: None });
                 self.train(plan, name, data, &self.pipeline.policy, verb)
             }
         }
@@ -432,13 +432,14 @@ impl Loop<'_> {
     fn accept(&self) -> CommandResult<Outcome> {
         let acceptance = self.pipeline.acceptance.as_ref().expect("this step is only taken with it");
         let model = self.place(Step::Reward, "model").expect("a run leaves its model");
-        let args = self.eval_args(&model, &acceptance.suites, &Vec::new());
-        let found = eval::measure(&args, self.global, self.ui)?;
+        let mut args = self.eval_args(&model, &acceptance.suites, &Vec::new());
+        args.acceptance.policy.clone_from(&acceptance.policy);
+        let found = vec![eval::of_reward_model(&args, self.global, self.ui)?];
         let mut outputs = self.evaluations(&found)?;
         let models =
             Models { candidate: self.made(Step::Reward, "model"), baseline: None, last_release: None };
         let found = found.into_iter().map(|found| (found.file, found.evaluation)).collect();
-        let (verdict, said) = self.verdict(models, gate::policy(Some(&acceptance.policy))?, found)?;
+        let (verdict, said) = self.verdict(models, accepting(acceptance)?, found)?;
         outputs.push(verdict);
         Ok(Outcome::Done(outputs, said))
     }
@@ -488,6 +489,13 @@ impl Loop<'_> {
             labels: Vec::new(),
             own_labels: None,
             train_data: Vec::new(),
+            acceptance: AcceptanceArgs {
+                policy: None,
+                beside: Vec::new(),
+                candidates: None,
+                gold_model: None,
+                curve: None,
+            },
             out: self.project.dir().join(MEASURES),
             again: false,
             sets: sets.clone(),
@@ -629,6 +637,11 @@ impl Loop<'_> {
             model.display()
         )))
     }
+}
+
+/// What a reward model must show, and the text of it.
+fn accepting(acceptance: &Acceptance) -> CommandResult<(polity_eval::gate::Policy, String)> {
+    gate::policy(Some(acceptance.policy.as_deref().unwrap_or(Path::new(gate::REWARD_MODEL))))
 }
 
 /// Suites by their place in the list: another order is another input, which costs nothing but a look.

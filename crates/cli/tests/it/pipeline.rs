@@ -359,3 +359,32 @@ fn approvals_are_waited_for_by_name() {
     as_who(&ann, approve.map(str::to_owned).to_vec());
     assert_eq!(as_who(&ben, place.args(&[])), "production-1 is released to production\n");
 }
+
+#[test]
+fn a_reward_model_that_is_not_accepted_ends_the_loop_before_a_policy_is_trained() {
+    let training = format!("[acceptance]\nsuites = [\"pairs.toml\"]\npolicy = \"accept.toml\"\n{PPO}");
+    let place = Place::new("kind = \"simulate\"", &training);
+    fs::write(place.path("pairs.toml"), "name = \"pairs\"\nkind = \"preference\"\nrows = \"pairs.jsonl\"\n")
+        .unwrap();
+    // Which one is better is a coin's word: no model is right about it.
+    let rows = (0..40).map(|i| {
+        let better = [1, 2, 2, 1, 2, 1, 1, 2, 1, 1][i % 10];
+        let (first, second) = (format!("ran {}", i * 7 % 11), format!("sat {}", i * 5 % 13));
+        let row = json!({"prompt": format!("The dog {i}"), "first": first, "second": second, "better": better, "category": "coin"});
+        format!("{row}\n")
+    });
+    fs::write(place.path("pairs.jsonl"), rows.collect::<String>()).unwrap();
+    fs::write(
+        place.path("accept.toml"),
+        "name = \"right\"\n[[criterion]]\nid = \"right\"\nmeasure = \"accuracy\"\nbetter = \"higher\"\ncomparator = \"absolute\"\n\
+         limit = 0.9\nn_min = 20\n",
+    )
+    .unwrap();
+    let run = place.run(&[]);
+    assert_eq!(run.code, 3, "{}", run.stderr);
+    assert!(run.stderr.contains("the reward model is not passed"), "{}", run.stderr);
+    assert!(!place.path("p/loop/tiny/policy.json").exists());
+    let refine = json_of(&place.path("p/loop/tiny/refine.json"));
+    let near = refine["reward_near_chance"].as_array().unwrap();
+    assert!(near.iter().any(|domain| domain["domain"] == "coin"), "{refine}");
+}
