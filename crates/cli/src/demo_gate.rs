@@ -325,10 +325,25 @@ mod tests {
         }
         assert_eq!(said["proxy-reward"], Decision::Pass, "the reward model likes it better all the same");
 
-        // No better: the panel cannot tell, with all the prompts there are.
-        let same = verdict(750, Some(5));
-        assert_eq!(same.verdict, Decision::Inconclusive, "{:?}", same.reasons);
         let few = verdict(40, Some(8));
         assert_eq!(few.verdict, Decision::Inconclusive, "{:?}", few.reasons);
+    }
+
+    /// Identical responses win half, whatever side the panel is drawn to: within four standard errors over ten worlds' votes.
+    #[test]
+    fn the_panel_prefers_neither_of_two_models_that_answer_alike() {
+        let mut scores = Vec::new();
+        for seed in 0..10 {
+            let world = World::new(seed);
+            let prompts = world.prompts(Split::Holdout, 400);
+            let same = |name| model(name, &world, &prompts, (0.0, 0.1), |i| world.ideal(&prompts[i]));
+            let judged = [same(BASELINE), same(CANDIDATE)];
+            let bench = Bench::new(BTreeMap::new(), seed, &prompts, &judged);
+            scores.extend(bench.votes(&judged[1]).iter().map(|vote| vote.score));
+        }
+        let n = scores.len() as f64;
+        let mean = scores.iter().sum::<f64>() / n;
+        let variance = scores.iter().map(|score| (score - mean).powi(2)).sum::<f64>() / n;
+        assert!((mean - 0.5).abs() < 4.0 * (variance / n).sqrt(), "{mean} of {n}");
     }
 }
