@@ -58,6 +58,32 @@ fn verdict(policy: &Policy, evaluations: &[Evaluation]) -> Verdict {
 }
 
 #[test]
+fn reasons_say_which_way() {
+    let check = |criterion: &str, ours: usize, theirs: usize, says: &str| {
+        let evaluations = [
+            evaluation("new", vec![measure("win_rate", &ones(ours, 200))]),
+            evaluation("old", vec![measure("win_rate", &ones(theirs, 200))]),
+        ];
+        let criterion = format!("measure = \"win_rate\"\nn_min = 50\n{criterion}");
+        let said = verdict(&one(&criterion), &evaluations);
+        assert!(said.criteria[0].reason.starts_with(says), "{:?}", said.criteria[0].reason);
+    };
+    let (baseline, lower) =
+        ("comparator = \"baseline\"\nbetter = \"higher\"", "comparator = \"baseline\"\nbetter = \"lower\"");
+    let limit = "comparator = \"absolute\"\nlimit = 0.5";
+    // The difference is 0.1 and its bound 0.035 from it: a lower bound below zero is how much worse it can be at most.
+    check(baseline, 120, 100, "at least 0.06");
+    check(&format!("{baseline}\nmargin = 0.2"), 100, 120, "at most 0.13");
+    check(&format!("{baseline}\nmargin = 0.01"), 100, 120, "at least 0.06");
+    check(&format!("{baseline}\nmargin = -0.2"), 120, 100, "at most 0.13");
+    check(&format!("{lower}\nmargin = 0.2"), 120, 100, "at most 0.13");
+    check(&format!("{baseline}\nmargin = 0.1"), 100, 120, "between 0.13");
+    check(&format!("{limit}\nbetter = \"higher\""), 150, 0, "at least 0.6");
+    check(&format!("{limit}\nbetter = \"lower\""), 50, 0, "at most 0.3");
+    check(&format!("{limit}\nbetter = \"lower\""), 150, 0, "at least 0.6");
+}
+
+#[test]
 fn three_answers() {
     let check = |wins: usize, n: usize, expect: Decision, reason: &str| {
         let said = verdict(&one(WINS), &[evaluation("new", vec![measure("win_rate", &ones(wins, n))])]);

@@ -315,18 +315,22 @@ fn settle(asked: &Criterion, said: &mut CriterionVerdict) {
         (Comparator::LastRelease, _) => " than the last release".into(),
     };
     let absolute = asked.comparator == Comparator::Absolute;
-    // The bound that speaks for the candidate, and the one against it, in the measure's own terms.
-    let sure = |effect: f64| match (absolute, asked.limit) {
-        (true, Some(limit)) => number(limit + asked.better.sign() * effect),
-        _ => format!("{} {}", number(effect.abs()), if effect < 0.0 { "worse" } else { "better" }),
-    };
-    let (at_least, at_most) = match (absolute, asked.better) {
-        (true, Direction::Lower) => ("at most", "at least"),
-        _ => ("at least", "at most"),
-    };
-    let needed = sure(-asked.margin);
-    let percent = number(100.0 * asked.confidence);
     let unit = if shown.unit == "share" { String::new() } else { format!(" {}", shown.unit) };
+    // In the measure's own terms.
+    let value = |effect: f64| match (absolute, asked.limit) {
+        (true, Some(limit)) => format!("{}{unit}", number(limit + asked.better.sign() * effect)),
+        _ => format!("{}{unit} {}", number(effect.abs()), if effect < 0.0 { "worse" } else { "better" }),
+    };
+    // An effect of at least -2 is at most 2 worse.
+    let bound = |effect: f64, lower: bool| {
+        let up = if absolute { asked.better == Direction::Higher } else { effect >= 0.0 };
+        format!("{} {}", if up == lower { "at least" } else { "at most" }, value(effect))
+    };
+    let needed = match absolute {
+        true => value(-asked.margin),
+        false => bound(-asked.margin, true),
+    };
+    let percent = number(100.0 * asked.confidence);
     if effect.prompts < asked.n_min {
         said.reason = format!(
             "{} prompts, and the policy asks for {}: {} more",
@@ -340,17 +344,11 @@ fn settle(asked: &Criterion, said: &mut CriterionVerdict) {
     (said.verdict, said.reason) = match (passes, fails) {
         (true, false) => (
             Decision::Pass,
-            format!(
-                "{at_least} {}{unit}{against} with {percent} % confidence, needed {needed}",
-                sure(effect.low)
-            ),
+            format!("{}{against} with {percent} % confidence, needed {needed}", bound(effect.low, true)),
         ),
         (false, true) => (
             Decision::Fail,
-            format!(
-                "{at_most} {}{unit}{against} with {percent} % confidence, needed {needed}",
-                sure(effect.high)
-            ),
+            format!("{}{against} with {percent} % confidence, needed {needed}", bound(effect.high, false)),
         ),
         // An anytime-valid interval that has crossed itself: the mean moved while the votes came in.
         (true, true) => (
@@ -369,9 +367,9 @@ fn settle(asked: &Criterion, said: &mut CriterionVerdict) {
             (
                 Decision::Inconclusive,
                 format!(
-                    "between {} and {}{unit}{against}{corrected}, needed {needed}; {settle}",
-                    sure(effect.low),
-                    sure(effect.high)
+                    "between {} and {}{against}{corrected}, needed {needed}; {settle}",
+                    value(effect.low),
+                    value(effect.high)
                 ),
             )
         }
