@@ -284,7 +284,7 @@ Every measure comes with its interval, by category, and with the value of each p
 the model was trained on, as far as its run says, are left out. docs/evaluation.md has every measure.")]
     #[command(after_long_help = "\
 Examples:
-  polity eval runs/reward/model --suite pairs.toml      a reward model: its measures, and whether PPO may use it
+  polity eval runs/reward/model --suite pairs.toml      may PPO use this one?
   polity eval runs/ppo/model --suite xstest.toml --suite gsm8k.toml
   polity eval runs/ppo/model --baseline runs/sft/model --suite prompts.toml \\
       --reward-model runs/reward/model
