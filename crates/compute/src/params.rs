@@ -307,6 +307,12 @@ impl Buffer {
             *self = Self::zeros(len);
         }
     }
+
+    /// The first `len` floats, of a buffer that is long enough from now on.
+    pub fn first_mut(&mut self, len: usize) -> &mut [f32] {
+        self.grow(len);
+        &mut self[..len]
+    }
 }
 
 impl Default for Buffer {

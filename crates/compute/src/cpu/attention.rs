@@ -11,7 +11,7 @@
 //!
 //! In bf16 all five products are of pairs: queries and keys, the output's gradient and values along the head's channels, weights and values,
 //! scores' gradients and keys along the keys, and what is added to the gradients of keys and values along the query rows. Scores, softmax
-//! and sums are f32. Gathering rounds; queries, keys and values are bf16 already (`decoder.rs`), so that the cache, which holds pairs, loses nothing.
+//! and sums are f32. Gathering rounds; queries, keys and values are bf16 already (`decoder/layer.rs`), so that the cache, which holds pairs, loses nothing.
 //!
 //! Letters: `s` key, `d` head size, `dp` head size rounded up to 16, `g` key/value head.
 

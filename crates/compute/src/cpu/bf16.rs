@@ -12,7 +12,7 @@
 
 use super::vector::vectorized;
 use super::{Cpu, Isa, SharedMut};
-use crate::params::{Buffer, LANES};
+use crate::params::LANES;
 
 /// The nearest bf16 as an f32's bits: the lower half is zero. NaN stays NaN; a subnormal number becomes zero.
 #[inline(always)]
@@ -73,10 +73,13 @@ pub(crate) fn pair_lanes(isa: Isa, pairs: &mut [u32], lines: &[f32]) {
 ///
 /// If there is no room for whole pairs.
 pub(crate) fn narrow(isa: Isa, out: &mut [u16], x: &[f32]) {
-    let out = &mut out[..x.len().next_multiple_of(2)];
-    if let [.., last] = out {
-        *last = 0;
-    }
+    let (out, pad) = out[..x.len().next_multiple_of(2)].split_at_mut(x.len());
+    pad.fill(0);
+    narrow_exact(isa, out, x);
+}
+
+/// Rounds numbers.
+fn narrow_exact(isa: Isa, out: &mut [u16], x: &[f32]) {
     match isa {
         // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
         #[cfg(target_arch = "x86_64")]
@@ -96,16 +99,19 @@ vectorized! {
 /// Numbers that a thread rounds or widens at a time: whole lines of pairs.
 const CHUNK: usize = 1 << 14;
 
-/// Keeps `x` rounded, two numbers in the place of one; `x` itself is rounded too if it is to be used so.
-pub(crate) fn keep(cpu: &Cpu, halves: &mut Buffer, x: &mut [f32], round_too: bool) {
+/// Keeps `x` rounded, a half for a number; `x` itself is rounded too if it is to be used so.
+///
+/// # Panics
+///
+/// If there is not one half a number.
+pub(crate) fn keep(cpu: &Cpu, halves: &mut [u16], x: &mut [f32], round_too: bool) {
+    assert_eq!(halves.len(), x.len(), "bf16: a half for a number");
     let isa = cpu.isa();
-    halves.grow(x.len().div_ceil(2));
-    let halves = SharedMut::new(bytemuck::cast_slice_mut::<f32, u16>(halves));
+    let halves = SharedMut::new(halves);
     cpu.for_each_chunk(x, CHUNK, |task, x| {
-        let start = task * CHUNK;
-        // SAFETY: chunks of different tasks do not overlap; only the last may have an odd length.
-        let halves = unsafe { halves.slice(start..start + x.len().next_multiple_of(2)) };
-        narrow(isa, halves, x);
+        // SAFETY: chunks of different tasks do not overlap.
+        let halves = unsafe { halves.slice(task * CHUNK..task * CHUNK + x.len()) };
+        narrow_exact(isa, halves, x);
         if round_too {
             widen_chunk(isa, x, halves);
         }
@@ -113,8 +119,7 @@ pub(crate) fn keep(cpu: &Cpu, halves: &mut Buffer, x: &mut [f32], round_too: boo
 }
 
 /// What [`keep`] kept.
-pub(crate) fn widen(cpu: &Cpu, x: &mut [f32], halves: &Buffer) {
-    let halves = bytemuck::cast_slice::<f32, u16>(halves);
+pub(crate) fn widen(cpu: &Cpu, x: &mut [f32], halves: &[u16]) {
     cpu.for_each_chunk(x, CHUNK, |task, x| widen_chunk(cpu.isa(), x, &halves[task * CHUNK..]));
 }
 

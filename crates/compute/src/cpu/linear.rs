@@ -136,6 +136,58 @@ pub fn forward(
     rows_times_panels(cpu, w.precision(), y_mn, n, x, panels, bias_n, write, m);
 }
 
+/// Weights as the input's gradient reads them, for several products with parts of the rows.
+#[derive(Clone, Copy)]
+pub struct Turned<'a> {
+    panels: Panels<'a>,
+    precision: Precision,
+    n: usize,
+    k: usize,
+}
+
+impl<'a> Turned<'a> {
+    /// Turns all of `w`.
+    ///
+    /// # Panics
+    ///
+    /// If these are not the weights of `n` outputs.
+    pub fn new(cpu: &Cpu, buffer: &'a mut Buffer, w: Weights<'_>, n: usize, k: usize) -> Self {
+        w.words("linear turned", n, k);
+        Self { panels: turn_outputs(cpu, buffer, w, 0..n, k), precision: w.precision(), n, k }
+    }
+
+    /// `d_x_mk = d_y_mn w_nk` (or added to what is there): the bits of [`backward_input`].
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not agree.
+    pub fn backward_input(self, cpu: &Cpu, d_x_mk: &mut [f32], d_y_mn: &[f32], write: Write<'_>) {
+        let Self { panels, precision, n, k } = self;
+        let m = rows_of("linear backward_input", d_y_mn.len(), n, d_x_mk.len(), k);
+        write.check("linear backward_input", d_x_mk.len());
+        let d_y = Left { rows: d_y_mn, stride: n, first: 0, len: n };
+        rows_times_panels(cpu, precision, d_x_mk, k, d_y, panels, None, write, m);
+    }
+}
+
+/// Turns the weights of some outputs, the first a multiple of 32.
+fn turn_outputs<'a>(
+    cpu: &Cpu,
+    buffer: &'a mut Buffer,
+    w: Weights<'_>,
+    outputs: Range<usize>,
+    k: usize,
+) -> Panels<'a> {
+    let (isa, n0, len) = (cpu.isa(), outputs.start, outputs.len());
+    let stride = len.next_multiple_of(LANES) / w.precision().terms() * LANES;
+    let turned = buffer.first_mut(k.div_ceil(LANES) * stride);
+    cpu.for_each_chunk(turned, stride, |panel, turned| match w {
+        Weights::F32(w) => turn(isa, turned, w, n0, len, panel * LANES, k),
+        Weights::Bf16(w) => turn_pairs(isa, bytemuck::cast_slice_mut(turned), w, n0, len, panel * LANES, k),
+    });
+    Panels { words: turned, stride }
+}
+
 /// `d_x_mk = d_y_mn w_nk` (or added to what is there).
 ///
 /// # Panics
@@ -153,35 +205,16 @@ pub fn backward_input(
     let m = rows_of("linear backward_input", d_y_mn.len(), n, d_x_mk.len(), k);
     w.words("linear backward_input", n, k);
     write.check("linear backward_input", d_x_mk.len());
-    let (isa, precision) = (cpu.isa(), w.precision());
-    let panels = k.div_ceil(LANES);
+    let precision = w.precision();
     let block = BLOCKS * STEPS * precision.terms();
-    let part = (TURNED_MAX * precision.terms() / (panels * LANES) / block * block).max(block);
-    SHARED.with_borrow_mut(|turned| {
+    let part = (TURNED_MAX * precision.terms() / k.next_multiple_of(LANES) / block * block).max(block);
+    SHARED.with_borrow_mut(|buffer| {
         for n0 in (0..n).step_by(part) {
             let len = part.min(n - n0);
-            let stride = len.next_multiple_of(LANES) / precision.terms() * LANES;
-            turned.grow(panels * stride);
-            let turned = &mut turned[..panels * stride];
-            cpu.for_each_chunk(turned, stride, |panel, turned| match w {
-                Weights::F32(w) => turn(isa, turned, w, n0, len, panel * LANES, k),
-                Weights::Bf16(w) => {
-                    turn_pairs(isa, bytemuck::cast_slice_mut(turned), w, n0, len, panel * LANES, k)
-                }
-            });
+            let panels = turn_outputs(cpu, buffer, w, n0..n0 + len, k);
             let d_y = Left { rows: d_y_mn, stride: n, first: n0, len };
             let write = if n0 == 0 { write } else { Write::Add };
-            rows_times_panels(
-                cpu,
-                precision,
-                d_x_mk,
-                k,
-                d_y,
-                Panels { words: turned, stride },
-                None,
-                write,
-                m,
-            );
+            rows_times_panels(cpu, precision, d_x_mk, k, d_y, panels, None, write, m);
         }
     });
 }

@@ -30,6 +30,8 @@ pub mod norm;
 pub mod qk_norm;
 pub mod rope;
 
+use std::ops::Range;
+
 use pool::Pool;
 
 /// Vector instructions that a kernel may use, the narrowest first.
@@ -199,6 +201,24 @@ impl Cpu {
     }
 }
 
+/// Most rows that a task takes through several operations.
+const TASK_ROWS: usize = 96;
+
+impl Cpu {
+    /// Runs `body` on all rows `0..n`, in tasks of some rows each: for several operations on the same rows, of which the next reads in the cache what the
+    /// last wrote. Loops inside a task run on its thread. Where there are too few rows for all threads, `body` is called once, and its loops are shared
+    /// out instead.
+    pub fn for_each_rows(&self, precision: Precision, n: usize, body: impl Fn(Range<usize>) + Sync) {
+        // Whole tiles, and several tasks a thread, so that the last ones do not keep the others waiting.
+        let tile = self.isa.tile_rows(precision).max(24);
+        let rows = n.div_ceil(4 * self.threads()).next_multiple_of(tile).min(TASK_ROWS);
+        if n <= rows * self.threads() {
+            return body(0..n);
+        }
+        self.for_each(n.div_ceil(rows), |task| body(task * rows..n.min((task + 1) * rows)));
+    }
+}
+
 /// Floats that a thread copies or clears at a time.
 const COPIED: usize = 1 << 14;
 
@@ -244,7 +264,7 @@ impl<'a, T> SharedMut<'a, T> {
     ///
     /// No two live slices may overlap.
     #[allow(clippy::mut_from_ref)]
-    pub(crate) unsafe fn slice(&self, range: std::ops::Range<usize>) -> &'a mut [T] {
+    pub(crate) unsafe fn slice(&self, range: Range<usize>) -> &'a mut [T] {
         assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
         // SAFETY: inside the slice by the check, and disjoint by the caller's promise.
         unsafe { std::slice::from_raw_parts_mut(self.start.add(range.start), range.len()) }

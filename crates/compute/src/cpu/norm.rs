@@ -1,6 +1,6 @@
 //! RMSNorm, Gemma's RMSNorm and LayerNorm. Reference: `ops/norm.rs`.
 //!
-//! Forward and `d_x` go row by row, `d_w` and `d_b` channel by channel over all rows, so no sum is split.
+//! Forward and `d_x` go row by row, `d_w` and `d_b` channel by channel over all rows, so no sum is split: they are two functions.
 
 use super::vector::{sum2, vectorized};
 use super::{Cpu, SharedMut};
@@ -48,6 +48,32 @@ pub fn forward(
     });
 }
 
+/// The output once more, from the statistics of [`forward`].
+///
+/// # Panics
+///
+/// As [`forward`].
+pub fn again(
+    cpu: &Cpu,
+    kind: NormKind,
+    y_nc: &mut [f32],
+    mean_n: &[f32],
+    rstd_n: &[f32],
+    x_nc: &[f32],
+    w_c: &[f32],
+    b_c: Option<&[f32]>,
+) {
+    let (n, c) = (rstd_n.len(), w_c.len());
+    assert_eq!(x_nc.len(), n * c, "norm: x is [{n}, {c}]");
+    assert_eq!(y_nc.len(), n * c, "norm: y is [{n}, {c}]");
+    cpu.for_each_chunk(y_nc, ROWS * c, |task, y| {
+        for (r, y_c) in y.chunks_exact_mut(c).enumerate() {
+            let i = task * ROWS + r;
+            again_row(cpu.isa(), kind, y_c, &x_nc[i * c..][..c], w_c, b_c, mean_of(mean_n, i), rstd_n[i]);
+        }
+    });
+}
+
 vectorized! {
     fn forward_row(kind: NormKind, y_c: &mut [f32], x_c: &[f32], w_c: &[f32], b_c: Option<&[f32]>, eps: f32) -> (f32, f32) {
         let c = x_c.len() as f32;
@@ -57,52 +83,64 @@ vectorized! {
         };
         let sum_sq = sum2(x_c, x_c, |acc, x, _| (x - mean).mul_add(x - mean, acc));
         let rstd = 1.0 / (sum_sq / c + eps).sqrt();
-        match (kind, b_c) {
-            (NormKind::Rms, _) => {
-                for ((y, &x), &w) in y_c.iter_mut().zip(x_c).zip(w_c) {
-                    *y = x * rstd * w;
-                }
-            }
-            (NormKind::RmsPlusOne, _) => {
-                for ((y, &x), &w) in y_c.iter_mut().zip(x_c).zip(w_c) {
-                    *y = x * rstd * (1.0 + w);
-                }
-            }
-            (NormKind::Layer, b_c) => {
-                let b_c = b_c.unwrap_or(&[]);
-                for (((y, &x), &w), &b) in y_c.iter_mut().zip(x_c).zip(w_c).zip(b_c) {
-                    *y = (x - mean) * rstd * w + b;
-                }
-            }
-        }
+        scale_row(kind, y_c, x_c, w_c, b_c, mean, rstd);
         (mean, rstd)
     }
 }
 
-/// Adds into `d_x_nc`, `d_w_c` and, for LayerNorm, `d_b_c`.
+vectorized! {
+    fn again_row(kind: NormKind, y_c: &mut [f32], x_c: &[f32], w_c: &[f32], b_c: Option<&[f32]>, mean: f32, rstd: f32) {
+        scale_row(kind, y_c, x_c, w_c, b_c, mean, rstd);
+    }
+}
+
+#[inline(always)]
+fn scale_row(
+    kind: NormKind,
+    y_c: &mut [f32],
+    x_c: &[f32],
+    w_c: &[f32],
+    b_c: Option<&[f32]>,
+    mean: f32,
+    rstd: f32,
+) {
+    match (kind, b_c) {
+        (NormKind::Rms, _) => {
+            for ((y, &x), &w) in y_c.iter_mut().zip(x_c).zip(w_c) {
+                *y = x * rstd * w;
+            }
+        }
+        (NormKind::RmsPlusOne, _) => {
+            for ((y, &x), &w) in y_c.iter_mut().zip(x_c).zip(w_c) {
+                *y = x * rstd * (1.0 + w);
+            }
+        }
+        (NormKind::Layer, b_c) => {
+            let b_c = b_c.unwrap_or(&[]);
+            for (((y, &x), &w), &b) in y_c.iter_mut().zip(x_c).zip(w_c).zip(b_c) {
+                *y = (x - mean) * rstd * w + b;
+            }
+        }
+    }
+}
+
+/// Adds into `d_w_c` and, for LayerNorm, `d_b_c`.
 ///
 /// # Panics
 ///
 /// As [`forward`].
-pub fn backward(
+pub fn backward_weight(
     cpu: &Cpu,
-    kind: NormKind,
-    d_x_nc: &mut [f32],
     d_w_c: &mut [f32],
     d_b_c: Option<&mut [f32]>,
     d_y_nc: &[f32],
     x_nc: &[f32],
-    w_c: &[f32],
     mean_n: &[f32],
     rstd_n: &[f32],
 ) {
-    let (n, c) = (rstd_n.len(), w_c.len());
-    assert_eq!(d_x_nc.len(), n * c, "norm: d_x is [{n}, {c}]");
+    let (n, c) = (rstd_n.len(), d_w_c.len());
     assert_eq!(d_y_nc.len(), n * c, "norm: d_y is [{n}, {c}]");
     assert_eq!(x_nc.len(), n * c, "norm: x is [{n}, {c}]");
-    assert_eq!(d_w_c.len(), c, "norm: d_w is [{c}]");
-    let mean_of = |i: usize| if mean_n.is_empty() { 0.0 } else { mean_n[i] };
-
     let d_w = SharedMut::new(d_w_c);
     let d_b = d_b_c.map(SharedMut::new);
     cpu.for_each(c.div_ceil(CHANNELS), |task| {
@@ -113,20 +151,53 @@ pub fn backward(
         let mut d_b = d_b.as_ref().map(|d_b| unsafe { d_b.slice(channels.clone()) });
         for i in 0..n {
             let row = i * c + channels.start..i * c + channels.end;
-            weight_row(cpu.isa(), d_w, &d_y_nc[row.clone()], &x_nc[row.clone()], mean_of(i), rstd_n[i]);
+            weight_row(
+                cpu.isa(),
+                d_w,
+                &d_y_nc[row.clone()],
+                &x_nc[row.clone()],
+                mean_of(mean_n, i),
+                rstd_n[i],
+            );
             if let Some(d_b) = &mut d_b {
                 super::vector::add(cpu.isa(), d_b, &d_y_nc[row]);
             }
         }
     });
+}
 
+/// Adds into `d_x_nc`.
+///
+/// # Panics
+///
+/// As [`forward`].
+pub fn backward_input(
+    cpu: &Cpu,
+    kind: NormKind,
+    d_x_nc: &mut [f32],
+    d_y_nc: &[f32],
+    x_nc: &[f32],
+    w_c: &[f32],
+    mean_n: &[f32],
+    rstd_n: &[f32],
+) {
+    let (n, c) = (rstd_n.len(), w_c.len());
+    assert_eq!(d_x_nc.len(), n * c, "norm: d_x is [{n}, {c}]");
+    assert_eq!(d_y_nc.len(), n * c, "norm: d_y is [{n}, {c}]");
+    assert_eq!(x_nc.len(), n * c, "norm: x is [{n}, {c}]");
     cpu.for_each_chunk(d_x_nc, ROWS * c, |task, d_x| {
         for (r, d_x_c) in d_x.chunks_exact_mut(c).enumerate() {
             let i = task * ROWS + r;
             let row = i * c..(i + 1) * c;
-            input_row(cpu.isa(), kind, d_x_c, &d_y_nc[row.clone()], &x_nc[row], w_c, mean_of(i), rstd_n[i]);
+            let (d_y_c, x_c, mean) = (&d_y_nc[row.clone()], &x_nc[row], mean_of(mean_n, i));
+            input_row(cpu.isa(), kind, d_x_c, d_y_c, x_c, w_c, mean, rstd_n[i]);
         }
     });
+}
+
+/// The mean of a row; without means, of an RMS norm, 0.
+fn mean_of(mean_n: &[f32], row: usize) -> f32 {
+    mean_n.get(row).copied().unwrap_or(0.0)
 }
 
 vectorized! {

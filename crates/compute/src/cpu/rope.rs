@@ -3,6 +3,8 @@
 //! Angles depend on the position alone, so cosines and sines are computed once a batch and serve all
 //! heads and layers.
 
+use std::ops::Range;
+
 use super::Cpu;
 use super::vector::vectorized;
 use crate::config::Heads;
@@ -36,23 +38,40 @@ impl RopeTable {
             }
         });
     }
+
+    /// The angles of some rows.
+    ///
+    /// # Panics
+    ///
+    /// If the table was not filled for them.
+    pub fn rows(&self, rows: Range<usize>) -> Angles<'_> {
+        let width = 2 * self.half;
+        Angles { cos_sin: &self.cos_sin[rows.start * width..rows.end * width], half: self.half }
+    }
+}
+
+/// Some rows of a [`RopeTable`].
+#[derive(Clone, Copy, Debug)]
+pub struct Angles<'a> {
+    cos_sin: &'a [f32],
+    half: usize,
 }
 
 /// Rotates the queries and keys of `qkv` (`[n, (h+2g)*d]`) in place; values are left alone.
 ///
 /// # Panics
 ///
-/// If the table was not filled for as many rows.
-pub fn rotate(cpu: &Cpu, qkv: &mut [f32], table: &RopeTable, shape: Heads, inverse: bool) {
-    let (d, width, half) = (shape.head_dim, shape.qkv_width(), table.half);
-    assert_eq!(qkv.len() / width * 2 * half, table.cos_sin.len(), "rope: a table of other rows");
+/// If the angles are not of as many rows.
+pub fn rotate(cpu: &Cpu, qkv: &mut [f32], angles: Angles<'_>, shape: Heads, inverse: bool) {
+    let (d, width, half) = (shape.head_dim, shape.qkv_width(), angles.half);
+    assert_eq!(qkv.len() / width * 2 * half, angles.cos_sin.len(), "rope: angles of other rows");
     assert!(2 * half <= d, "rope: {} rotary channels in a head of {d}", 2 * half);
     if half == 0 {
         return;
     }
     cpu.for_each_chunk(qkv, ROWS * width, |task, rows| {
         for (r, row) in rows.chunks_exact_mut(width).enumerate() {
-            let cos_sin = &table.cos_sin[(task * ROWS + r) * 2 * half..][..2 * half];
+            let cos_sin = &angles.cos_sin[(task * ROWS + r) * 2 * half..][..2 * half];
             let qk = &mut row[..shape.q_width() + shape.kv_width()];
             rotate_row(cpu.isa(), qk, cos_sin, d, inverse);
         }
