@@ -1,7 +1,7 @@
 //! `polity panel simulate`: annotators with known flaws vote on the project's comparisons.
 //!
-//! The tiny world's panel of eight (`world/panel.rs` has its model). On the world's own prompts they see the gold utility. On any other text there is no
-//! truth to see, and what stands for it is
+//! The tiny world's panel of eight (`world/panel.rs` has its model), in the world of the panel's seed, as in `polity demo`. On that world's own prompts they
+//! see the gold utility. On any other text there is no truth to see, and what stands for it is
 //!
 //! ```text
 //! gold = distinct words / words          0 for a response without words
@@ -9,12 +9,13 @@
 //!
 //! so that repetition loses: enough to have something to agree on, with each annotator's flaws as they are. Their votes
 //! are marked as a machine's, and count in a dataset only with `--machine-votes`.
+//!
+//! Not here: who is shown what (`store/simulate.rs`).
 
 use std::collections::{HashMap, HashSet};
 
-use polity_stats::Stream;
-use polity_store::{AnnotatorKind, Answer, Assignment, NewVote, Next, Side};
-use polity_world::{Gold, Panel, Refusal, Vote, World};
+use polity_store::{AnnotatorKind, Answer, Shown, Side, Simulation};
+use polity_world::{Gold, Panel, Prompt, Refusal, Vote, World};
 use serde::Serialize;
 
 use crate::args::Global;
@@ -25,11 +26,6 @@ use crate::output::{json_to_stdout, to_stdout};
 use crate::project::Project;
 use crate::project_args::PanelVerb;
 use crate::ui::{Ui, Work};
-
-/// The world that `polity demo` uses, so that its prompts are known here too.
-const WORLD_SEED: u64 = 42;
-/// Votes between two updates of the progress.
-const PROGRESS_EVERY: u64 = 50;
 
 /// Runs the verb.
 pub fn run(verb: &PanelVerb, global: &Global, ui: &Ui) -> CommandResult {
@@ -65,12 +61,9 @@ fn say(simulated: Simulated, global: &Global) -> CommandResult {
 /// the votes before it, so a simulation that was killed goes on as if it had not been.
 pub fn simulate(project: &Project, votes_max: u64, seed: u64, ui: &Ui) -> CommandResult<Simulated> {
     let store = project.store();
-    let panel = Panel::standard(seed);
-    let world = World::new(WORLD_SEED);
-    let known: HashMap<&str, &polity_world::Prompt> =
-        world.all_prompts().iter().map(|prompt| (prompt.text.as_str(), prompt)).collect();
+    let judge = Judge::new(seed);
     let mut ids = Vec::new();
-    for annotator in &panel.annotators {
+    for annotator in &judge.panel.annotators {
         let id = format!("simulated:{}", annotator.name);
         let name = format!("{} ({})", annotator.name, annotator.flaw);
         project.wait(store.add_annotator(&id, &name, AnnotatorKind::Simulated, unix_ms()))?;
@@ -79,60 +72,47 @@ pub fn simulate(project: &Project, votes_max: u64, seed: u64, ui: &Ui) -> Comman
     let wanted = if votes_max == 0 { u64::MAX } else { votes_max };
     let before = project.wait(store.progress())?;
     let total = ((before.wanted - before.served).max(0) as u64).min(wanted);
-    let mut votes = 0;
-    while votes < wanted {
-        let turn = before.votes as u64 + votes;
-        let Some((who, given)) = next(project, &ids, seed, turn)? else { break };
-        let texts = project.wait(store.comparison(&given.comparison_id))?;
-        let left_is_a = texts.a.id == given.left_response;
-        let (left, right) = if left_is_a { (&texts.a, &texts.b) } else { (&texts.b, &texts.a) };
-        let (left, right) = (left.content.words(), right.content.words());
-        let vote = match known.get(texts.prompt.content.words().as_str()) {
-            Some(prompt) => panel.vote(who, &given.comparison_id, prompt, &left, &right),
-            None => panel.vote_on(who, &given.comparison_id, &gold_of(&left), &gold_of(&right)),
-        };
-        let new = NewVote {
-            annotator_id: ids[who].clone(),
-            assignment_id: given.id,
-            overall: answer(vote),
-            axes: Default::default(),
-            reason: String::new(),
-            shown_ms: Some(given.served_ms),
-            work_ms: None,
-        };
-        project.wait(store.vote(new, unix_ms()))?;
-        votes += 1;
-        if votes % PROGRESS_EVERY == 0 {
-            ui.progress(&Work {
-                label: "vote",
-                done: votes,
-                total: total.max(votes),
-                unit: "vote",
-                rate_per_s: None,
-                remaining_s: None,
-            });
+    let (annotators, mut votes) = (ids.len(), 0);
+    let mut simulation = Simulation::new(ids, seed, move |shown| judge.answer(shown));
+    loop {
+        let cast = project.wait(store.simulate(&mut simulation, wanted - votes, unix_ms()))?;
+        if cast == 0 {
+            break;
         }
+        votes += cast;
+        ui.progress(&Work {
+            label: "vote",
+            done: votes,
+            total: total.max(votes),
+            unit: "vote",
+            rate_per_s: None,
+            remaining_s: None,
+        });
     }
     ui.end_progress();
-    Ok(Simulated { votes, annotators: ids.len() })
+    Ok(Simulated { votes, annotators })
 }
 
-/// The next in turn who has something to do, and what.
-fn next(
-    project: &Project,
-    ids: &[String],
-    seed: u64,
-    turn: u64,
-) -> CommandResult<Option<(usize, Assignment)>> {
-    for offset in 0..ids.len() as u64 {
-        let who = ((turn + offset) % ids.len() as u64) as usize;
-        let random = Stream::new(seed, "turn", turn.wrapping_mul(ids.len() as u64) + offset).next_u64();
-        let given = project.wait(project.store().next_seeded(&ids[who], random, unix_ms()))?;
-        if let Next::Assignment(given) = given {
-            return Ok(Some((who, given)));
-        }
+/// The panel, and the prompts on which it knows the truth, by their text.
+struct Judge {
+    panel: Panel,
+    known: HashMap<String, Prompt>,
+}
+
+impl Judge {
+    fn new(seed: u64) -> Judge {
+        let world = World::new(seed);
+        let known = world.all_prompts().iter().map(|prompt| (prompt.text.clone(), prompt.clone())).collect();
+        Judge { panel: Panel::standard(seed), known }
     }
-    Ok(None)
+
+    fn answer(&self, shown: &Shown<'_>) -> Answer {
+        let &Shown { annotator, comparison_id, prompt, left, right } = shown;
+        answer(match self.known.get(prompt) {
+            Some(prompt) => self.panel.vote(annotator, comparison_id, prompt, left, right),
+            None => self.panel.vote_on(annotator, comparison_id, &gold_of(left), &gold_of(right)),
+        })
+    }
 }
 
 /// What stands for the truth about a text of no world.
@@ -168,6 +148,8 @@ fn answer(vote: Vote) -> Answer {
 
 #[cfg(test)]
 mod tests {
+    use polity_world::{Category, Split};
+
     use super::*;
 
     #[test]
@@ -176,5 +158,31 @@ mod tests {
         check("a b c d", 1.0);
         check("the The the the", 0.25);
         check("", 0.0);
+    }
+
+    /// Whatever the seed: a careful annotator prefers a question's answer to another question's. Whoever does not know the world tosses a coin.
+    #[test]
+    fn the_panel_knows_the_world_of_its_seed() {
+        for seed in [1, 42] {
+            let (world, judge) = (World::new(seed), Judge::new(seed));
+            let questions = world.prompts_of(Category::Factuality, Split::Train);
+            let (mut asked, mut right) = (0, 0);
+            for pair in questions.windows(2) {
+                let (left, wrong) = (world.ideal(&pair[0]), world.ideal(&pair[1]));
+                if left == wrong {
+                    continue;
+                }
+                let shown = Shown {
+                    annotator: 0,
+                    comparison_id: &pair[0].id,
+                    prompt: &pair[0].text,
+                    left: &left,
+                    right: &wrong,
+                };
+                asked += 1;
+                right += i32::from(matches!(judge.answer(&shown), Answer::Better { side: Side::Left, .. }));
+            }
+            assert!(asked > 400 && right > asked * 9 / 10, "seed {seed}: {right} of {asked}");
+        }
     }
 }

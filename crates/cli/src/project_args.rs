@@ -235,7 +235,7 @@ pub struct SimulateArgs {
     /// Votes at most; 0 for as many as are wanted
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub votes: u64,
-    /// Seed of the panel
+    /// Seed of the panel, and of the tiny world whose truth it knows
     #[arg(long, value_name = "N", default_value_t = 42)]
     pub seed: u64,
 }

@@ -17,6 +17,8 @@ const T0: i64 = 1_700_000_000_000;
 const OVERLAP: usize = 3;
 /// Votes through the front door: next, then vote.
 const LIVE_VOTES: usize = 2000;
+/// Votes of a simulated panel of eight.
+const SIMULATED_VOTES: u64 = 30_000;
 
 #[tokio::main]
 async fn main() -> Result<()> {
@@ -51,6 +53,7 @@ async fn main() -> Result<()> {
     store.add_material(queue(queued), T0).await?;
     told("queue comparisons", began, queued);
     vote_live(&store).await?;
+    simulate(&store).await?;
 
     let began = Instant::now();
     let judgements = store.judgements(JudgementFilter::default()).await?;
@@ -108,6 +111,25 @@ async fn vote_live(store: &Store) -> Result<()> {
         waits_ms[waits_ms.len() * 99 / 100],
         waits_ms[waits_ms.len() - 1]
     );
+    Ok(())
+}
+
+async fn simulate(store: &Store) -> Result<()> {
+    let who: Vec<String> = (0..8).map(|i| format!("simulated:{i}")).collect();
+    for id in &who {
+        store.add_annotator(id, id, AnnotatorKind::Simulated, T0).await?;
+    }
+    let began = Instant::now();
+    let mut simulation =
+        Simulation::new(who, 1, |shown| Answer::GIVEN[(shown.annotator + shown.left.len()) % 8]);
+    let mut votes = 0;
+    while votes < SIMULATED_VOTES {
+        match store.simulate(&mut simulation, SIMULATED_VOTES - votes, T0).await? {
+            0 => break,
+            cast => votes += cast,
+        }
+    }
+    told("simulated votes", began, votes as usize);
     Ok(())
 }
 

@@ -32,7 +32,7 @@ use polity_stats::Stream;
 
 use crate::account::AnnotatorKind;
 use crate::answer::Answer;
-use crate::calibration;
+use crate::calibration::{self, Qualification};
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
 use crate::ledger;
@@ -249,30 +249,24 @@ async fn next(connection: &mut AnyConnection, annotator_id: &str, seed: u64, now
         now_ms,
         expires_ms,
     };
-    let standing = calibration::standing_in(picker.connection, annotator_id, row.int("round")?).await?;
-    if policy.calibration_first > 0 && standing.answered < policy.calibration_first {
-        if let Some(given) = picker.calibration(standing.round).await? {
-            return Ok(Next::Assignment(given));
-        }
-        // With no known comparison left there is nothing to be qualified by: the project has too few of them.
-    } else if policy.calibration_first > 0 && !standing.passes(policy.calibration_pass) {
-        // Another try with what is left; none left means not qualified.
-        return match picker.calibration(standing.round).await? {
-            Some(given) => Ok(Next::Assignment(given)),
-            None => {
-                let (answered, right) = (standing.answered, standing.right);
-                Ok(Next::Nothing(Nothing::NotQualified { answered, right }))
-            }
-        };
-    }
-    let u = picker.stream.unit();
-    if u < policy.calibration_share {
-        if let Some(given) = picker.calibration(standing.round).await? {
-            return Ok(Next::Assignment(given));
-        }
-    } else if u < policy.calibration_share + policy.repeat_share
-        && let Some(given) = picker.repeat().await?
+    let round = row.int("round")?;
+    let standing = calibration::standing_for(picker.connection, annotator_id, round, &policy).await?;
+    let qualification = standing.qualification(&policy);
+    if qualification != Qualification::Passed
+        && let Some(given) = picker.calibration(standing.round).await?
     {
+        return Ok(Next::Assignment(given));
+    }
+    if qualification == Qualification::Failed {
+        let (answered, right) = (standing.answered, standing.right);
+        return Ok(Next::Nothing(Nothing::NotQualified { answered, right }));
+    }
+    let given = match policy.kind_at(picker.stream.unit()) {
+        Kind::Calibration => picker.calibration(standing.round).await?,
+        Kind::Repeat => picker.repeat().await?,
+        Kind::Work => None,
+    };
+    if let Some(given) = given {
         return Ok(Next::Assignment(given));
     }
     match picker.work().await? {
@@ -431,35 +425,17 @@ impl Picker<'_> {
         let served = counts.served + 1;
         let state = if served >= counts.wanted { "full" } else { "open" };
         set_counts(self.connection, id, &counts, served, state).await?;
-        sqlx::query(
-            "INSERT INTO category_tally(annotator_id, category, served) VALUES ($1, $2, 1) \
-             ON CONFLICT (annotator_id, category) DO UPDATE SET served = category_tally.served + 1",
-        )
-        .bind(self.annotator_id.to_owned())
-        .bind(category.to_owned())
-        .execute(&mut *self.connection)
-        .await
-        .doing("count what was served")?;
+        count_served(self.connection, self.annotator_id, category, 1).await?;
         self.give(id, &comparison, Kind::Work, 0, None).await
     }
 
     /// A known comparison that this annotator has not answered in this round.
     async fn calibration(&mut self, round: i64) -> Result<Option<Assignment>> {
-        let rows = sqlx::query(
-            "SELECT k.comparison_id AS id FROM calibration k WHERE k.active = 1 \
-             AND NOT EXISTS (SELECT 1 FROM assignment a WHERE a.comparison_id = k.comparison_id AND a.annotator_id = $1 \
-                             AND a.kind = 'calibration' AND a.round = $2 AND a.state IN ('live', 'voted')) \
-             ORDER BY k.comparison_id",
-        )
-        .bind(self.annotator_id.to_owned())
-        .bind(round)
-        .fetch_all(&mut *self.connection)
-        .await
-        .doing("look for a known comparison")?;
-        if rows.is_empty() {
+        let left = calibration::unanswered(self.connection, self.annotator_id, round).await?;
+        if left.is_empty() {
             return Ok(None);
         }
-        let id = rows[self.stream.below(rows.len())].text("id")?;
+        let id = left[self.stream.below(left.len())].clone();
         let comparison = self.look_at(&id).await?;
         self.give(&id, &comparison, Kind::Calibration, round, None).await.map(Some)
     }
@@ -491,14 +467,13 @@ impl Picker<'_> {
 
     /// A comparison, its place in the queue, and how its sides and this annotator's are balanced.
     async fn look_at(&mut self, id: &str) -> Result<AnyRow> {
-        sqlx::query(
+        sqlx::query(sqlx::AssertSqlSafe(format!(
             "SELECT c.category, c.state, c.served, c.wanted, c.response_a, c.response_b, c.contest, c.a_is_first, \
                     COALESCE((SELECT b.first_left FROM side_balance b \
                               WHERE b.annotator_id = $2 AND b.contest = c.contest), 0) AS own_left, \
-                    (SELECT CAST(COALESCE(SUM(CASE WHEN a.left_response = c.response_a THEN 1 ELSE -1 END), 0) AS BIGINT) \
-                     FROM assignment a WHERE a.comparison_id = c.id AND a.state IN ('live', 'voted')) AS a_left \
-             FROM comparison c WHERE c.id = $1",
-        )
+                    {A_LEFT} AS a_left \
+             FROM comparison c WHERE c.id = $1"
+        )))
         .bind(id.to_owned())
         .bind(self.annotator_id.to_owned())
         .fetch_one(&mut *self.connection)
@@ -557,29 +532,83 @@ impl Picker<'_> {
         let (contest, a_is_first) = (comparison.text("contest")?, comparison.yes("a_is_first")?);
         let (own, a_left) = (comparison.int("own_left")?, comparison.int("a_left")?);
         let comparisons = if a_is_first { a_left } else { -a_left };
-        let first_left = match (own, comparisons) {
-            (2.., _) => false,
-            (..=-2, _) => true,
-            (_, 1..) => false,
-            (_, ..=-1) => true,
-            (1, 0) => false,
-            (-1, 0) => true,
-            (_, 0) => self.stream.below(2) == 0,
-        };
+        let first_left = first_goes_left(own, comparisons, || self.stream.below(2) == 0);
         let step = if first_left { 1 } else { -1 };
-        sqlx::query(
-            "INSERT INTO side_balance(annotator_id, contest, first_left) VALUES ($1, $2, $3) \
-             ON CONFLICT (annotator_id, contest) DO UPDATE SET first_left = side_balance.first_left + $3",
-        )
-        .bind(self.annotator_id.to_owned())
-        .bind(contest)
-        .bind(step)
-        .execute(&mut *self.connection)
-        .await
-        .doing("count the sides")?;
+        count_sides(self.connection, self.annotator_id, &contest, step).await?;
         Ok(first_left == a_is_first)
     }
 }
+
+/// Whether a contest's first model goes on the left, by how often it was there less the other way round: with this annotator, and on this
+/// comparison.
+pub(crate) fn first_goes_left(own: i64, comparisons: i64, coin: impl FnOnce() -> bool) -> bool {
+    match (own, comparisons) {
+        (2.., _) => false,
+        (..=-2, _) => true,
+        (_, 1..) => false,
+        (_, ..=-1) => true,
+        (1, 0) => false,
+        (-1, 0) => true,
+        (_, 0) => coin(),
+    }
+}
+
+/// How often an annotator was shown a contest with its first on the left, less the other way round.
+pub(crate) async fn first_left(
+    connection: &mut AnyConnection,
+    annotator_id: &str,
+    contest: &str,
+) -> Result<i64> {
+    let row = sqlx::query("SELECT first_left FROM side_balance WHERE annotator_id = $1 AND contest = $2")
+        .bind(annotator_id.to_owned())
+        .bind(contest.to_owned())
+        .fetch_optional(connection)
+        .await
+        .doing("look at the sides")?;
+    row.map_or(Ok(0), |row| row.int("first_left"))
+}
+
+pub(crate) async fn count_sides(
+    connection: &mut AnyConnection,
+    annotator_id: &str,
+    contest: &str,
+    step: i64,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO side_balance(annotator_id, contest, first_left) VALUES ($1, $2, $3) \
+         ON CONFLICT (annotator_id, contest) DO UPDATE SET first_left = side_balance.first_left + $3",
+    )
+    .bind(annotator_id.to_owned())
+    .bind(contest.to_owned())
+    .bind(step)
+    .execute(connection)
+    .await
+    .doing("count the sides")
+    .map(|_| ())
+}
+
+pub(crate) async fn count_served(
+    connection: &mut AnyConnection,
+    annotator_id: &str,
+    category: &str,
+    served: i64,
+) -> Result<()> {
+    sqlx::query(
+        "INSERT INTO category_tally(annotator_id, category, served) VALUES ($1, $2, $3) \
+         ON CONFLICT (annotator_id, category) DO UPDATE SET served = category_tally.served + $3",
+    )
+    .bind(annotator_id.to_owned())
+    .bind(category.to_owned())
+    .bind(served)
+    .execute(connection)
+    .await
+    .doing("count what was served")
+    .map(|_| ())
+}
+
+/// How often a comparison `c` was shown with `a` on the left, less the other way round.
+pub(crate) const A_LEFT: &str = "(SELECT CAST(COALESCE(SUM(CASE WHEN s.left_response = c.response_a THEN 1 ELSE -1 END), 0) AS BIGINT) \
+     FROM assignment s WHERE s.comparison_id = c.id AND s.state IN ('live', 'voted'))";
 
 const ASSIGNMENT: &str = "SELECT a.*, CASE WHEN a.left_response = c.response_a THEN c.response_b ELSE c.response_a END AS right_response \
      FROM assignment a JOIN comparison c ON c.id = a.comparison_id ";
@@ -610,7 +639,7 @@ pub(crate) async fn assignment(connection: &mut AnyConnection, id: i64) -> Resul
 
 async fn live(connection: &mut AnyConnection, annotator_id: &str) -> Result<Option<Assignment>> {
     let row = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "{ASSIGNMENT} WHERE a.annotator_id = $1 AND a.state = 'live' ORDER BY a.id DESC LIMIT 1"
+        "{ASSIGNMENT} WHERE a.annotator_id = $1 AND a.state = 'live' ORDER BY a.expires_ms DESC, a.id DESC LIMIT 1"
     )))
     .bind(annotator_id.to_owned())
     .fetch_optional(connection)
@@ -714,6 +743,8 @@ async fn set_assignment(
         .map(|_| ())
 }
 
+// Leases are read in the order of `assignment_live`, which holds the live ones alone; by number, SQLite goes through all there ever were.
+
 /// Frees the leases that have run out and says how many; and the lease that `holder` has.
 async fn expire(
     connection: &mut AnyConnection,
@@ -721,7 +752,7 @@ async fn expire(
     holder: Option<&str>,
 ) -> Result<(usize, Option<Assignment>)> {
     let rows = sqlx::query(sqlx::AssertSqlSafe(format!(
-        "{ASSIGNMENT} WHERE a.state = 'live' AND (a.expires_ms <= $1 OR a.annotator_id = $2) ORDER BY a.id"
+        "{ASSIGNMENT} WHERE a.state = 'live' AND (a.expires_ms <= $1 OR a.annotator_id = $2) ORDER BY a.expires_ms, a.id"
     )))
     .bind(now_ms)
     .bind(holder.map(str::to_owned))
@@ -739,6 +770,14 @@ async fn expire(
         }
     }
     Ok((freed, held))
+}
+
+/// Ends the lease that an annotator holds, if there is one.
+pub(crate) async fn give_back(connection: &mut AnyConnection, annotator_id: &str, now_ms: i64) -> Result<()> {
+    match expire(connection, now_ms, Some(annotator_id)).await?.1 {
+        Some(held) => end_lease(connection, &held, "released").await,
+        None => Ok(()),
+    }
 }
 
 async fn end_lease(
@@ -801,10 +840,19 @@ pub(crate) async fn set_counts(
     if (fresh, open) == (0, 0) {
         return Ok(());
     }
+    count_queue(connection, &before.category, fresh, open).await
+}
+
+pub(crate) async fn count_queue(
+    connection: &mut AnyConnection,
+    category: &str,
+    fresh: i64,
+    open: i64,
+) -> Result<()> {
     sqlx::query("UPDATE category_queue SET fresh = fresh + $1, open = open + $2 WHERE category = $3")
         .bind(fresh)
         .bind(open)
-        .bind(before.category.clone())
+        .bind(category.to_owned())
         .execute(connection)
         .await
         .doing("count the queue")

@@ -12,6 +12,7 @@ use crate::assign::{self, Kind};
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
 use crate::ledger;
+use crate::project::Policy;
 use crate::sql::Columns;
 use crate::vote::agrees;
 
@@ -44,6 +45,26 @@ impl Standing {
     pub fn passes(&self, share: f64) -> bool {
         self.right as f64 >= share * self.answered as f64
     }
+
+    pub(crate) fn qualification(&self, policy: &Policy) -> Qualification {
+        match self.answered < policy.calibration_first {
+            _ if policy.calibration_first == 0 => Qualification::Passed,
+            true => Qualification::Pending,
+            false if self.passes(policy.calibration_pass) => Qualification::Passed,
+            false => Qualification::Failed,
+        }
+    }
+}
+
+/// Whether an annotator may work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Qualification {
+    /// Too few known comparisons answered; with none left there is nothing to be qualified by.
+    Pending,
+    /// Too many answered wrong; only with another try at what is left.
+    Failed,
+    /// Yes.
+    Passed,
 }
 
 /// One answer to a known comparison.
@@ -98,18 +119,7 @@ impl Store {
 
     /// All known comparisons, by name.
     pub async fn calibration_items(&self) -> Result<Vec<CalibrationItem>> {
-        self.read(|connection| {
-            Box::pin(async move {
-                sqlx::query("SELECT * FROM calibration ORDER BY comparison_id")
-                    .fetch_all(connection)
-                    .await
-                    .doing("list known comparisons")?
-                    .iter()
-                    .map(item_from)
-                    .collect()
-            })
-        })
-        .await
+        self.read(|connection| Box::pin(items(connection))).await
     }
 
     /// How an annotator does in the current round.
@@ -151,6 +161,38 @@ impl Store {
     }
 }
 
+pub(crate) async fn items(connection: &mut AnyConnection) -> Result<Vec<CalibrationItem>> {
+    sqlx::query("SELECT * FROM calibration ORDER BY comparison_id")
+        .fetch_all(connection)
+        .await
+        .doing("list known comparisons")?
+        .iter()
+        .map(item_from)
+        .collect()
+}
+
+/// The known comparisons that an annotator has not answered in a round, by name.
+pub(crate) async fn unanswered(
+    connection: &mut AnyConnection,
+    annotator_id: &str,
+    round: i64,
+) -> Result<Vec<String>> {
+    sqlx::query(
+        "SELECT k.comparison_id AS id FROM calibration k WHERE k.active = 1 \
+         AND NOT EXISTS (SELECT 1 FROM assignment a WHERE a.comparison_id = k.comparison_id AND a.annotator_id = $1 \
+                         AND a.kind = 'calibration' AND a.round = $2 AND a.state IN ('live', 'voted')) \
+         ORDER BY k.comparison_id",
+    )
+    .bind(annotator_id.to_owned())
+    .bind(round)
+    .fetch_all(connection)
+    .await
+    .doing("look for a known comparison")?
+    .iter()
+    .map(|row| row.text("id"))
+    .collect()
+}
+
 pub(crate) fn item_from(row: &sqlx::any::AnyRow) -> Result<CalibrationItem> {
     Ok(CalibrationItem {
         comparison_id: row.text("comparison_id")?,
@@ -177,18 +219,27 @@ async fn standing(connection: &mut AnyConnection, annotator_id: &str) -> Result<
     standing_in(connection, annotator_id, round).await
 }
 
-/// How an annotator does in a round.
-pub(crate) async fn standing_in(
+/// How an annotator does in a round, as far as the policy asks.
+pub(crate) async fn standing_for(
     connection: &mut AnyConnection,
     annotator_id: &str,
     round: i64,
+    policy: &Policy,
 ) -> Result<Standing> {
+    match policy.calibration_first {
+        0 => Ok(Standing { round, answered: 0, right: 0 }),
+        _ => standing_in(connection, annotator_id, round).await,
+    }
+}
+
+/// How an annotator does in a round.
+async fn standing_in(connection: &mut AnyConnection, annotator_id: &str, round: i64) -> Result<Standing> {
+    // From the few known comparisons on (CROSS JOIN: in this order), not through all that the annotator has voted.
     let rows = sqlx::query(
         "SELECT v.overall, v.left_response, c.response_a, k.expected \
-         FROM effective_vote v JOIN calibration k ON k.comparison_id = v.comparison_id \
-         JOIN comparison c ON c.id = v.comparison_id \
-         JOIN assignment a ON a.id = v.assignment_id \
-         WHERE v.annotator_id = $1 AND v.kind = 'calibration' AND a.round = $2",
+         FROM calibration k CROSS JOIN assignment a CROSS JOIN effective_vote v JOIN comparison c ON c.id = v.comparison_id \
+         WHERE a.comparison_id = k.comparison_id AND a.annotator_id = $1 AND a.kind = 'calibration' AND a.round = $2 \
+           AND v.comparison_id = a.comparison_id AND v.assignment_id = a.id",
     )
     .bind(annotator_id.to_owned())
     .bind(round)

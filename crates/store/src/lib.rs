@@ -44,6 +44,7 @@
 //! | versions of the rubric | [`Store::add_rubric`], [`Store::rubrics`] |
 //! | known answers | [`Store::set_calibration`], [`Store::standing`], [`Store::calibration_answers`] |
 //! | judges that are programs | [`Store::machine_vote`], [`Store::unjudged`] |
+//! | simulated annotators | [`Simulation`], [`Store::simulate`] |
 //! | disagreement and decisions | [`Store::review_queue`], [`Store::adjudicate`] |
 //! | votes for statistics | [`Store::judgements`], [`panel_votes`], [`Store::model_labels`] |
 //! | freeze and read datasets | [`Store::freeze`], [`Store::dataset_rows`], [`DatasetRow::label`] |
@@ -79,6 +80,7 @@ mod assign;
 mod calibration;
 mod machine;
 mod panel;
+mod simulate;
 mod vote;
 
 mod approval;
@@ -128,6 +130,7 @@ pub use release::{ChannelState, NewRelease, Release, Rollback};
 pub use review::{Adjudication, ReviewItem};
 pub use rubric::{Axis, Example, Rubric, RubricVersion};
 pub use similar::similarity;
+pub use simulate::{Shown, Simulation};
 pub use verdict::{EvaluationRecord, NewVerdict, Run, RunInput, Verdict};
 pub use verify::{Bad, Verification};
 pub use vote::{

@@ -4,7 +4,7 @@
 //! and leases). It has seen both orders, so its vote has no side: answers are in the canonical order. Another vote of the same judge on the
 //! same comparison (under a new rubric) supersedes the first.
 //!
-//! Not here: how a judge is asked (`polity panel judge`); simulated annotators, who go through [`Store::next`] as people do.
+//! Not here: how a judge is asked (`polity panel judge`); simulated annotators, who take places as people do (`simulate`).
 
 use std::collections::BTreeMap;
 

@@ -7,6 +7,7 @@
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
+use crate::assign::Kind;
 use crate::db::Store;
 use crate::error::{Doing, Result, StoreError};
 use crate::ledger;
@@ -92,6 +93,15 @@ impl Policy {
             repeat_gap: 20,
             flags_hold: 2,
             holdout_looks: holdout_looks(),
+        }
+    }
+
+    /// What kind of comparison comes next, by a number drawn from `[0, 1)`.
+    pub(crate) fn kind_at(&self, u: f64) -> Kind {
+        match u {
+            _ if u < self.calibration_share => Kind::Calibration,
+            _ if u < self.calibration_share + self.repeat_share => Kind::Repeat,
+            _ => Kind::Work,
         }
     }
 

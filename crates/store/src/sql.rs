@@ -76,40 +76,73 @@ pub(crate) async fn insert_many(
         if rows.is_empty() {
             return Ok(inserted);
         }
-        // Made of names in this program alone; values are parameters.
-        let statement = insert_statement(table, columns, rows.len(), numbered);
-        let mut query = sqlx::query(AssertSqlSafe(statement));
-        for cell in rows.into_iter().flatten() {
-            query = match cell {
-                Cell::Text(value) => query.bind(value),
-                Cell::TextOrNull(value) => query.bind(value),
-                Cell::Int(value) => query.bind(value),
-                Cell::IntOrNull(value) => query.bind(value),
-                Cell::RealOrNull(Some(value)) => query.bind(value),
-                // sqlx 0.9's `Any` sends a null f64 to PostgreSQL as a null FLOAT4, and the statement then stays prepared for
-                // FLOAT4; a null f32 it sends as FLOAT8.
-                Cell::RealOrNull(None) => query.bind(Option::<f32>::None),
-            };
-        }
-        inserted += query.execute(&mut *connection).await.doing("insert rows")?.rows_affected();
+        let statement = format!(
+            "INSERT INTO {table}({}) VALUES {} ON CONFLICT DO NOTHING",
+            columns.join(", "),
+            tuples(columns.len(), rows.len(), numbered),
+        );
+        inserted += execute(connection, statement, rows).await?;
     }
+}
+
+/// Changes rows many to a statement: each has its key first, then `columns`.
+pub(crate) async fn update_many(
+    connection: &mut AnyConnection,
+    table: &str,
+    key: &str,
+    columns: &[&str],
+    rows: Vec<Vec<Cell>>,
+) -> Result<u64> {
+    let numbered = connection.backend_name() != sqlx::Sqlite::NAME;
+    let names = [&[key], columns].concat();
+    let sets: Vec<String> = columns.iter().map(|column| format!("{column} = changed.{column}")).collect();
+    let (sets, mut rows, mut updated) = (sets.join(", "), rows.into_iter(), 0);
+    loop {
+        let rows: Vec<Vec<Cell>> = rows.by_ref().take(PARAMETERS_MAX / names.len()).collect();
+        if rows.is_empty() {
+            return Ok(updated);
+        }
+        let statement = format!(
+            "WITH changed({}) AS (VALUES {}) UPDATE {table} SET {sets} FROM changed WHERE {table}.{key} = changed.{key}",
+            names.join(", "),
+            tuples(names.len(), rows.len(), numbered),
+        );
+        updated += execute(connection, statement, rows).await?;
+    }
+}
+
+/// Runs a statement that is made of names in this program alone, with the rows as its parameters; returns how many rows it touched.
+async fn execute(connection: &mut AnyConnection, statement: String, rows: Vec<Vec<Cell>>) -> Result<u64> {
+    let mut query = sqlx::query(AssertSqlSafe(statement));
+    for cell in rows.into_iter().flatten() {
+        query = match cell {
+            Cell::Text(value) => query.bind(value),
+            Cell::TextOrNull(value) => query.bind(value),
+            Cell::Int(value) => query.bind(value),
+            Cell::IntOrNull(value) => query.bind(value),
+            Cell::RealOrNull(Some(value)) => query.bind(value),
+            // sqlx 0.9's `Any` sends a null f64 to PostgreSQL as a null FLOAT4, and the statement then stays prepared for
+            // FLOAT4; a null f32 it sends as FLOAT8.
+            Cell::RealOrNull(None) => query.bind(Option::<f32>::None),
+        };
+    }
+    Ok(query.execute(connection).await.doing("write rows")?.rows_affected())
 }
 
 /// With parameters in order: `$1, $2, …`, or plain `?` for SQLite, which looks each parameter that has a name up by walking over all of them,
 /// when the statement is read and whenever it is run.
-fn insert_statement(table: &str, columns: &[&str], rows: usize, numbered: bool) -> String {
-    let mut statement = format!("INSERT INTO {table}({}) VALUES ", columns.join(", "));
+fn tuples(columns: usize, rows: usize, numbered: bool) -> String {
+    let mut tuples = String::new();
     for row in 0..rows {
-        statement.push_str(if row == 0 { "(" } else { ", (" });
-        for column in 0..columns.len() {
-            statement.push_str(if column == 0 { "" } else { ", " });
+        tuples.push_str(if row == 0 { "(" } else { ", (" });
+        for column in 0..columns {
+            tuples.push_str(if column == 0 { "" } else { ", " });
             match numbered {
-                true => statement.push_str(&format!("${}", row * columns.len() + column + 1)),
-                false => statement.push('?'),
+                true => tuples.push_str(&format!("${}", row * columns + column + 1)),
+                false => tuples.push('?'),
             }
         }
-        statement.push(')');
+        tuples.push(')');
     }
-    statement.push_str(" ON CONFLICT DO NOTHING");
-    statement
+    tuples
 }

@@ -2,6 +2,7 @@
 //!
 //! The test starts itself as a child that votes and freezes as fast as it can, and prints each acknowledgement. After some of them it is killed with
 //! SIGKILL, at a moment that the test does not choose. Then the store is opened and everything acknowledged must be there.
+//! A simulated panel is killed in the same way, and its votes are those of one that was not.
 //! (What a power cut adds, SQLite's `synchronous = FULL` and PostgreSQL's `fsync` answer for; no test here pulls a plug.)
 
 #[path = "suite/backends.rs"]
@@ -15,6 +16,7 @@ use backends::*;
 use polity_store::*;
 
 const CHILD: &str = "POLITY_CRASH_TEST_STORE";
+const SIMULATING: &str = "POLITY_CRASH_TEST_SIMULATED";
 /// Acknowledgements before the kill, one run each: early, in the middle, and after several freezes.
 const KILLED_AFTER: [usize; 3] = [1, 40, 250];
 
@@ -99,6 +101,88 @@ async fn killed_while_voting(fixture: &Fixture) {
         assert_eq!(found.bad, [], "after {acknowledgements} acknowledgements");
         assert_eq!(found.datasets, datasets.len() as i64);
         store.close().await;
+    }
+}
+
+/// A pure function of what is shown.
+fn answer(shown: &Shown<'_>) -> Answer {
+    Answer::GIVEN[(shown.annotator + shown.left.len()) % 8]
+}
+
+async fn simulate(store: &Store, who: Vec<String>, mut cast: impl FnMut(u64)) {
+    let mut simulation = Simulation::new(who, 7, answer);
+    loop {
+        match store.simulate(&mut simulation, 40, T0).await.unwrap() {
+            0 => return,
+            votes => cast(votes),
+        }
+    }
+}
+
+/// Simulates until it is killed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn simulating_child() {
+    let Ok(location) = std::env::var(SIMULATING) else { return };
+    let store = Store::open(&location, SEED, T0).await.unwrap();
+    let who = simulated(&store, 8).await;
+    simulate(&store, who, |votes| println!("\ncast {votes}")).await;
+    println!("\nall cast");
+}
+
+/// Every vote of a simulated panel, and everything that a vote leaves.
+async fn simulated_history(store: &Store) -> (Vec<VoteRecord>, Vec<Comparison>) {
+    let mut votes = Vec::new();
+    for annotator in simulated(store, 8).await {
+        votes.extend(store.votes_by(&annotator, i64::MAX).await.unwrap());
+    }
+    (votes, store.comparisons(None, "", i64::MAX).await.unwrap())
+}
+
+async fn killed_while_simulating(fixture: &Fixture) {
+    let policy = || Policy { repeat_share: 0.1, ..plain_policy(4) };
+    let mut histories = Vec::new();
+    for (kills, fixture) in [(0, &sqlite()), (3, fixture)] {
+        let store = fixture.store(policy()).await;
+        store.add_material(material(600, 3, 4), T0).await.unwrap();
+        store.close().await;
+        for _ in 0..kills {
+            let mut child = Command::new(std::env::current_exe().unwrap())
+                .args(["simulating_child", "--exact", "--nocapture"])
+                .env(SIMULATING, &fixture.location)
+                .stdout(Stdio::piped())
+                .stderr(Stdio::null())
+                .spawn()
+                .unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            for _ in 0..10 {
+                let line = lines.by_ref().map_while(std::io::Result::ok).find(|line| line.contains("cast "));
+                assert_eq!(line.as_deref(), Some("cast 40"), "killed before it is done");
+            }
+            child.kill().unwrap(); // SIGKILL
+            child.wait().unwrap();
+        }
+        let store = Store::open(&fixture.location, SEED, T0).await.unwrap();
+        let there = store.progress().await.unwrap().votes;
+        assert!(kills == 0 || (400 * kills..2400).contains(&there), "{there} votes after {kills} kills");
+        let who = simulated(&store, 8).await;
+        simulate(&store, who, |_| ()).await;
+        assert_eq!(store.verify(None).await.unwrap().bad, []);
+        histories.push(simulated_history(&store).await);
+        store.close().await;
+    }
+    let [(votes, comparisons), killed] = &histories[..] else { unreachable!("there are two") };
+    assert_eq!((killed.0.len(), &killed.1), (votes.len(), comparisons));
+    for (vote, expected) in killed.0.iter().zip(votes) {
+        assert_eq!(vote, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_simulation_goes_on_as_if_it_had_not_been() {
+    killed_while_simulating(&sqlite()).await;
+    if let Some(fixture) = postgres().await {
+        killed_while_simulating(&fixture).await;
+        fixture.remove().await;
     }
 }
 

@@ -172,10 +172,18 @@ pub fn material(prompts: usize, categories: usize, wanted: i64) -> Material {
 }
 
 pub async fn annotators(store: &Store, n: usize) -> Vec<String> {
+    added(store, "ann", AnnotatorKind::Human, n).await
+}
+
+pub async fn simulated(store: &Store, n: usize) -> Vec<String> {
+    added(store, "simulated:", AnnotatorKind::Simulated, n).await
+}
+
+async fn added(store: &Store, prefix: &str, kind: AnnotatorKind, n: usize) -> Vec<String> {
     let mut ids = Vec::new();
     for i in 0..n {
-        let id = format!("ann{i}");
-        store.add_annotator(&id, &id, AnnotatorKind::Human, T0).await.unwrap();
+        let id = format!("{prefix}{i}");
+        store.add_annotator(&id, &id, kind, T0).await.unwrap();
         ids.push(id);
     }
     ids

@@ -14,3 +14,4 @@ mod ledger;
 mod look;
 mod machine;
 mod release;
+mod simulate;
