@@ -30,6 +30,9 @@ pub(super) const BLOCK: usize = super::tile::CUT;
 /// Rows of a tile register.
 const TILE: usize = 16;
 
+/// From so many blocks on, what a sum's lines are waited for is longer than asking for them takes.
+const LONG: usize = 4;
+
 /// Whether the processor has the instructions and the operating system lets us use them.
 pub(super) fn available() -> bool {
     static AVAILABLE: OnceLock<bool> = OnceLock::new();
@@ -228,6 +231,20 @@ impl Square {
         }
     }
 
+    /// Asks for the sums' lines, to be written when the last block is added: large outputs are in no near cache.
+    #[inline]
+    fn ask_for(self) {
+        use std::arch::x86_64::{_MM_HINT_ET0, _mm_prefetch};
+        for i in 0..self.rows {
+            let row = self.c.wrapping_add(i * self.c_stride);
+            // SAFETY: asking for an address reads and writes nothing.
+            unsafe {
+                _mm_prefetch::<_MM_HINT_ET0>(row.cast());
+                _mm_prefetch::<_MM_HINT_ET0>(row.wrapping_add(TILE).cast());
+            }
+        }
+    }
+
     #[inline]
     unsafe fn run<const COLUMNS: usize>(
         self,
@@ -245,6 +262,9 @@ impl Square {
         unsafe {
             // Registers that are not used keep a full shape, so that it changes less often.
             configure(upper, if lower == 0 { TILE } else { lower }, steps);
+            if zero && blocks >= LONG {
+                self.ask_for();
+            }
             match (lower > 0, COLUMNS) {
                 (true, 2) => step.two_by_two(c, c_stride, zero),
                 (true, _) => step.two_by_one(c, c_stride, zero),
