@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use polity_store::{NOBODY, NewProject, Policy, Rubric, Store};
+use polity_store::{NOBODY, NewProject, Policy, Rubric, Store, StoreError};
 
 use crate::args::Global;
 use crate::clock::unix_ms;
@@ -14,6 +14,9 @@ use crate::ui::Ui;
 
 /// Folders that other verbs put things in.
 const FOLDERS: [&str; 3] = ["runs", "datasets", "releases"];
+
+/// Kinds of the events that a new store has.
+const FIRST_EVENTS: [&str; 2] = ["init", "rubric"];
 
 /// Runs the verb.
 pub fn run(args: &InitArgs, global: &Global, ui: &Ui) -> CommandResult {
@@ -53,9 +56,14 @@ pub fn init(args: &InitArgs) -> CommandResult<String> {
     let location = project::location(&args.dir, &args.store);
     let runtime = project::runtime()?;
     runtime.block_on(async {
-        let store = Store::create(&location, seed, project, NOBODY, unix_ms()).await?;
-        store.close().await;
-        Ok::<_, polity_store::StoreError>(())
+        match Store::create(&location, seed, project.clone(), NOBODY, unix_ms()).await {
+            Err(StoreError::Exists { url }) => adopt(&location, url, seed, &project).await,
+            Err(error) => Err(error),
+            Ok(store) => {
+                store.close().await;
+                Ok(())
+            }
+        }
     })?;
     // Last: with this file the directory is a project.
     let text = toml::to_string(&ProjectFile { name: name.clone(), store: args.store.clone() })
@@ -65,6 +73,22 @@ pub fn init(args: &InitArgs) -> CommandResult<String> {
         make_dir(&args.dir.join(folder))?;
     }
     Ok(name)
+}
+
+/// Takes a store that was just made by the same command, which was killed before it could write the project's file.
+async fn adopt(location: &str, url: String, seed: [u8; 32], wanted: &NewProject) -> Result<(), StoreError> {
+    let store = Store::open(location, seed, unix_ms()).await?;
+    let found = store.project().await?;
+    let events = store.events(0, 1 + FIRST_EVENTS.len() as i64).await?;
+    let rubric = store.current_rubric().await?.rubric;
+    store.close().await;
+    let same = (found.name, found.validation_share, found.holdout_share, found.policy)
+        == (wanted.name.clone(), wanted.validation_share, wanted.holdout_share, wanted.policy.clone());
+    let untouched = events.iter().map(|event| event.kind.as_str()).eq(FIRST_EVENTS);
+    match same && untouched && rubric == wanted.rubric {
+        true => Ok(()),
+        false => Err(StoreError::Exists { url }),
+    }
 }
 
 fn make_dir(dir: &Path) -> CommandResult {

@@ -35,7 +35,8 @@ const APPEND_ONLY: &[(usize, &str)] = &[
 /// The schema that this program reads and writes.
 pub const SCHEMA_VERSION: i64 = MIGRATIONS.len() as i64;
 
-/// Brings the schema to [`SCHEMA_VERSION`]; an empty database is an error unless `create`, a store one if it is.
+/// Brings the schema to [`SCHEMA_VERSION`]; an empty database is an error unless `create`, a store one if it is. Tables without a project are not a
+/// store yet: whoever made them was killed before there was one.
 pub(crate) async fn migrate(
     connection: &mut AnyConnection,
     backend: Backend,
@@ -58,9 +59,17 @@ pub(crate) async fn migrate(
     };
     let exists: i64 =
         sqlx::query(exists).fetch_one(&mut *transaction).await.doing("look for the schema")?.get(0);
+    let projects: i64 = match exists > 0 && create {
+        true => sqlx::query("SELECT COUNT(*) FROM project")
+            .fetch_one(&mut *transaction)
+            .await
+            .doing("look for a project")?
+            .get(0),
+        false => 0,
+    };
     let found: i64 = match (exists > 0, create) {
         (false, false) => return Err(StoreError::Missing { url: url.to_owned() }),
-        (true, true) => return Err(StoreError::Exists { url: url.to_owned() }),
+        (true, true) if projects > 0 => return Err(StoreError::Exists { url: url.to_owned() }),
         (false, true) => {
             sqlx::raw_sql(
                 "CREATE TABLE polity_schema (version BIGINT PRIMARY KEY, applied_ms BIGINT NOT NULL)",
@@ -70,7 +79,7 @@ pub(crate) async fn migrate(
             .doing("make the schema")?;
             0
         }
-        (true, false) => sqlx::query("SELECT COALESCE(MAX(version), 0) FROM polity_schema")
+        (true, _) => sqlx::query("SELECT COALESCE(MAX(version), 0) FROM polity_schema")
             .fetch_one(&mut *transaction)
             .await
             .doing("read the schema's version")?

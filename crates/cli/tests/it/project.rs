@@ -32,6 +32,25 @@ fn json(text: &str) -> Value {
 }
 
 #[test]
+fn a_killed_init_is_finished_by_the_same_command_and_no_other() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let killed = || fs::remove_file(dir.join("p/polity.toml")).unwrap();
+    done(dir, "init DIR/p --seed 1 --holdout 0.2");
+    killed();
+    let said = refused(dir, "init DIR/p --seed 1 --holdout 0.3", 2);
+    assert!(said.contains("is a store already"), "{said}");
+    done(dir, "init DIR/p --seed 1 --holdout 0.2");
+    done(dir, "ledger verify --project DIR/p");
+
+    // Nor one that somebody has worked in.
+    fs::write(dir.join("prompts.jsonl"), "{\"prompt\": \"Once\"}\n").unwrap();
+    done(dir, "import prompts DIR/prompts.jsonl --project DIR/p");
+    killed();
+    refused(dir, "init DIR/p --seed 1 --holdout 0.2", 2);
+}
+
+#[test]
 fn from_prompts_to_a_reward_model_with_its_dataset_in_the_manifest_and_the_ledger() {
     let directory = tempfile::tempdir().unwrap();
     let dir = directory.path();

@@ -76,6 +76,17 @@ on_each! {
         assert_eq!(twin.ledger_head().await.unwrap().hash, store.ledger_head().await.unwrap().hash);
     }
 
+    async fn tables_without_a_project_are_no_store(fixture: Fixture) {
+        fixture.store(plain_policy(1)).await.close().await;
+        // As whoever is killed between the tables and the project leaves it.
+        for table in ["ledger", "rubric", "project"] {
+            fixture.tamper(table, &format!("DELETE FROM {table}")).await;
+        }
+        let store = fixture.store(plain_policy(1)).await;
+        assert_eq!(store.project().await.unwrap().policy, plain_policy(1));
+        assert!(store.verify(None).await.unwrap().bad.is_empty());
+    }
+
     async fn a_newer_store_is_refused(fixture: Fixture) {
         let store = fixture.store(plain_policy(1)).await;
         store.close().await;
