@@ -743,6 +743,16 @@ Examples:
 }
 
 impl TrainVerb {
+    /// As typed.
+    pub fn name(&self) -> &'static str {
+        match self {
+            TrainVerb::Sft(_) => "sft",
+            TrainVerb::Reward(_) => "reward",
+            TrainVerb::Dpo(_) => "dpo",
+            TrainVerb::Ppo(_) => "ppo",
+        }
+    }
+
     /// What every trainer takes.
     pub fn args(&self) -> &TrainArgs {
         match self {

@@ -89,18 +89,7 @@ impl TerminalHost {
     /// A host that shows the numbers of every `logging_steps`-th step. Installs the Ctrl-C handler.
     pub fn new(ui: &Ui, logging_steps: u64) -> CommandResult<Self> {
         let interrupts = Interrupts::install(ui, FIRST_REQUEST)?;
-        Ok(Self::with_interrupts(ui, interrupts, logging_steps))
-    }
-
-    /// The same with a handler that is already there: for one command that trains several times.
-    pub fn with_interrupts(ui: &Ui, interrupts: Interrupts, logging_steps: u64) -> Self {
-        Self { ui: ui.clone(), interrupts, started: Instant::now(), logging_steps, total: 0 }
-    }
-
-    /// Requests to stop.
-    #[allow(dead_code, reason = "the demo shares one handler among its stages")]
-    pub fn interrupts(&self) -> &Interrupts {
-        &self.interrupts
+        Ok(Self { ui: ui.clone(), interrupts, started: Instant::now(), logging_steps, total: 0 })
     }
 
     fn metrics(&self, step: u64, metrics: &Metrics) {

@@ -15,8 +15,6 @@ mod card;
 mod chat;
 mod clock;
 mod demo;
-mod demo_gate;
-mod demo_report;
 mod diff;
 mod doctor;
 mod error;

@@ -148,9 +148,9 @@ pub struct SampleArgs {
     /// Prompts to import and answer; all of the project's if absent
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub prompts: Option<PathBuf>,
-    /// Only prompts of one part: train, validation or holdout
-    #[arg(long, value_name = "PART", value_parser = part)]
-    pub part: Option<Part>,
+    /// Only prompts of this part: train, validation or holdout; repeat for more
+    #[arg(long = "part", value_name = "PART", value_parser = part)]
+    pub parts: Vec<Part>,
     /// Candidates of each model for each prompt
     #[arg(long, value_name = "K", default_value_t = 2)]
     pub per_prompt: usize,

@@ -164,11 +164,15 @@ fn prompts(args: &SampleArgs, project: &Project) -> CommandResult<(Vec<Prompt>, 
         }
     }
     prompts.retain(|prompt| matches!(prompt.content, Content::Text(_)));
-    if let Some(part) = args.part {
-        prompts.retain(|prompt| prompt.part == part);
+    if !args.parts.is_empty() {
+        prompts.retain(|prompt| args.parts.contains(&prompt.part));
         if prompts.is_empty() {
-            return Err(CommandError::bad_input(format!("no prompt with text is in part {}", part.name()))
-                .hint("a prompt's part is fixed by its text and by the shares of polity init"));
+            let parts: Vec<&str> = args.parts.iter().map(|part| part.name()).collect();
+            return Err(CommandError::bad_input(format!(
+                "no prompt with text is in part {}",
+                parts.join(" or ")
+            ))
+            .hint("a prompt's part is fixed by its text and by the shares of polity init"));
         }
     }
     if prompts.is_empty() {

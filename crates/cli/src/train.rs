@@ -17,7 +17,7 @@ use polity_train::dpo::DpoTask;
 use polity_train::examples::ExampleInfo;
 use polity_train::learner::{Frozen, Learner};
 use polity_train::metrics::Metrics;
-use polity_train::ppo::{self, PpoTask};
+use polity_train::ppo::{self, GoldProbe, PpoTask};
 use polity_train::report::{self, Extra};
 use polity_train::reward::RewardTask;
 use polity_train::run::{
@@ -69,7 +69,7 @@ pub fn train(verb: &TrainVerb, global: &Global, ui: &Ui) -> CommandResult<Traine
         TrainVerb::Sft(args) => sft(args, global, ui),
         TrainVerb::Reward(args) => reward(args, global, ui),
         TrainVerb::Dpo(args) => dpo(args, global, ui),
-        TrainVerb::Ppo(args) => ppo(args, global, ui),
+        TrainVerb::Ppo(args) => ppo(args, None, global, ui),
     }
 }
 
@@ -349,7 +349,8 @@ fn dpo(args: &TrainArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     supervise(task, common, findings, run, checkpoint, samples)
 }
 
-fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
+/// Runs PPO, watched by whoever knows what responses are really worth, if there is somebody.
+pub fn ppo(args: &PpoArgs, gold: Option<GoldProbe<'_>>, global: &Global, ui: &Ui) -> CommandResult<Trained> {
     let PpoArgs { train: args, reward_model: reward_dir, override_acceptance } = args;
     let (setup, mut findings) = Setup::read(args, global, ui, |config: &PpoConfig| &config.common)?;
     expect_language_model(&args.model, &setup.model)?;
@@ -405,6 +406,9 @@ fn ppo(args: &PpoArgs, global: &Global, ui: &Ui) -> CommandResult<Trained> {
         prompts,
         config.clone(),
     );
+    if let Some(gold) = gold {
+        task = task.with_gold(gold);
+    }
     let mut host = LastNumbers::new(TerminalHost::new(ui, common.logging_steps)?);
     let context = RunContext { run: &mut run, checkpoint, host: &mut host, samples };
     let outcome = ppo::train(&mut task, context)?;

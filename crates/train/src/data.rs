@@ -115,12 +115,17 @@ impl Preflight {
 
 impl fmt::Display for Preflight {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let share = 100.0 * self.trained_tokens as f64 / self.tokens.max(1) as f64;
-        write!(
-            f,
-            "{} {}: {} of {} rows, {} tokens, {} of them learnt ({share:.0} %), longest {}",
-            self.used, self.what, self.used, self.rows, self.tokens, self.trained_tokens, self.longest
-        )
+        write!(f, "{}", self.used)?;
+        if self.used != self.rows {
+            write!(f, " of {}", self.rows)?;
+        }
+        write!(f, " {}, {} tokens", self.what, self.tokens)?;
+        // A prompt is answered, not learnt.
+        if self.trained_tokens > 0 {
+            let share = 100.0 * self.trained_tokens as f64 / self.tokens.max(1) as f64;
+            write!(f, " ({share:.0} % learnt)")?;
+        }
+        write!(f, ", longest {}", self.longest)
     }
 }
 

@@ -83,6 +83,15 @@ impl World {
         World { seed, facts, pool }
     }
 
+    /// The same world with its prompts split by another rule. Whoever holds prompts out by a rule of their own gives it here, so that what they
+    /// hold out is in no demonstration and no document either.
+    pub fn split_by(mut self, rule: impl Fn(&Prompt) -> Split) -> World {
+        for i in 0..self.pool.len() {
+            self.pool[i].split = rule(&self.pool[i]);
+        }
+        self
+    }
+
     /// The seed it was made from.
     pub fn seed(&self) -> u64 {
         self.seed
@@ -125,6 +134,22 @@ impl World {
                 Demonstration { prompt, response, flaws }
             })
             .collect()
+    }
+
+    /// Two different replies to each of the first `n` prompts of a split, as demonstrators would give them: what a panel can compare that no model
+    /// wrote. A prompt to which all reply alike is left out.
+    pub fn reply_pairs(&self, split: Split, n: usize) -> Vec<(Prompt, [String; 2])> {
+        const TRIES: u64 = 20;
+        let pair = |prompt: Prompt| {
+            let reply = |i| {
+                let mut stream = Stream::new(self.seed, &format!("reply {}", prompt.id), i);
+                answer::demonstrate(self.seed, &prompt, &mut stream).0
+            };
+            let first = reply(0);
+            let second = (1..=TRIES).map(reply).find(|other| *other != first)?;
+            Some((prompt, [first, second]))
+        };
+        self.prompts(split, n).into_iter().filter_map(pair).collect()
     }
 
     /// `n` documents to pretrain on, about 30 words each. Number `i` does not depend on `n`.

@@ -96,6 +96,35 @@ fn nothing_to_learn_from_holds_a_held_out_prompt() {
 }
 
 #[test]
+fn another_split_holds_out_everywhere() {
+    let held_out = |prompt: &polity_world::Prompt| prompt.text.len().is_multiple_of(3);
+    let world = World::new(1).split_by(|prompt| if held_out(prompt) { Split::Holdout } else { Split::Train });
+    assert_eq!(world.all_prompts().len(), world_1().all_prompts().len());
+    assert!(world.prompts(Split::Holdout, usize::MAX).iter().all(held_out));
+    assert!(world.prompts(Split::Validation, 1).is_empty());
+    assert!(!world.demonstrations(2000).iter().any(|demo| held_out(&demo.prompt)));
+    let secret: Vec<String> = world
+        .prompts(Split::Holdout, usize::MAX)
+        .iter()
+        .map(|prompt| format!("person : {} helper :", prompt.text))
+        .collect();
+    for document in world.corpus(500) {
+        assert!(!secret.iter().any(|prompt| document.contains(prompt)), "{document}");
+    }
+}
+
+#[test]
+fn reply_pairs_differ_and_are_of_their_split() {
+    let world = world_1();
+    let pairs = world.reply_pairs(Split::Validation, 100);
+    assert!((80..=100).contains(&pairs.len()), "{}", pairs.len());
+    assert!(pairs.iter().all(|(prompt, [a, b])| prompt.split == Split::Validation && a != b));
+    let said =
+        |n| world.reply_pairs(Split::Validation, n).into_iter().map(|(prompt, both)| (prompt.id, both));
+    assert!(said(100).eq(said(200).take(pairs.len())));
+}
+
+#[test]
 fn prompts_and_answers_are_short() {
     let world = World::new(1);
     let words = |text: &str| text.split(' ').count();

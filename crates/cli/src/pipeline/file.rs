@@ -286,7 +286,7 @@ struct RawPolicy {
 struct RawEvaluate {
     suites: Vec<PathBuf>,
     baseline: Option<PathBuf>,
-    people: bool,
+    people: Spanned<bool>,
     labels: BTreeMap<String, PathBuf>,
     measures: Vec<PathBuf>,
     set: Spanned<toml::Table>,
@@ -297,7 +297,7 @@ impl Default for RawEvaluate {
         Self {
             suites: Vec::new(),
             baseline: None,
-            people: false,
+            people: Spanned::new(0..0, false),
             labels: BTreeMap::new(),
             measures: Vec::new(),
             set: nothing_set(),
@@ -350,6 +350,11 @@ impl Reader<'_> {
                 return Err(self.at(&acceptance.span(), "`suites` is empty; expected at least one suite"));
             }
         }
+        let people = &raw.evaluate.people;
+        if *people.get_ref() && raw.project.holdout == 0.0 {
+            let text = "`people` compares on the project's holdout, and `holdout` in [project] is 0; expected a share above 0";
+            return Err(self.at(&people.span(), text));
+        }
         let machine_votes = raw.freeze.machine_votes.unwrap_or(!matches!(panel, Panel::People { .. }));
         let labels = match raw.freeze.labels {
             RawLabels::Majority => Labels::Majority,
@@ -392,7 +397,7 @@ impl Reader<'_> {
             evaluate: EvaluateTable {
                 suites: all(raw.evaluate.suites),
                 baseline: self.path(raw.evaluate.baseline.as_ref().unwrap_or(&raw.model)),
-                people: raw.evaluate.people,
+                people: *raw.evaluate.people.get_ref(),
                 labels: raw
                     .evaluate
                     .labels
@@ -555,5 +560,7 @@ mod tests {
         check("[panel]", "[sample]\nset = { temprature = 1 }\n[panel]", "did you mean temperature?");
         check("[panel]", "[acceptance]\nsuites = []\n[panel]", "there is no [reward]");
         check("\"l\"", "\"../l\"", "line 1: `name`");
+        let nobody = "[project]\nholdout = 0.0\n[evaluate]\npeople = true\n[panel]";
+        check("[panel]", nobody, "line 6: `people` compares on the project's holdout");
     }
 }

@@ -3,19 +3,23 @@
 //! Takes the steps in order, skips those whose record still holds, and stops where people must act or a gate says no. Each step calls the
 //! function of its verb, so that it leaves what the verb leaves, in the ledger too.
 //!
-//! Reading order: `file` (what is to be done), `record` (what is done), `steps` (doing it), `refine` (what to do after a no).
+//! Reading order: `file` (what is to be done), `record` (what is done), `steps` and `judging` (doing it), `refine` (what to do after a no).
 //! docs/loop.md has the formats, and what makes a step undone.
 
 mod file;
+mod judging;
 mod record;
 mod refine;
 mod steps;
 
 use std::collections::BTreeMap;
 use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use polity_eval::gate::Verdict;
 use polity_rows::FileLock;
+use polity_train::ppo::GoldProbe;
 use serde::Serialize;
 use serde_json::{Value, json};
 
@@ -28,16 +32,21 @@ use crate::loop_args::LoopArgs;
 use crate::output::{json_to_stdout, to_stdout};
 use crate::project::{PROJECT_FILE, Project};
 use crate::project_args::{InProject, InitArgs};
-use crate::ui::Ui;
-use file::Pipeline;
-pub use record::Step;
-use record::{Plan, Record, Records};
+use crate::ui::{Ui, duration};
+pub use file::Pipeline;
+use record::{Plan, Records};
+pub use record::{Record, Step};
+pub use steps::in_short;
+
+/// Makes what watches PPO with the worth of its responses, where somebody knows it; no step reads what it sees.
+pub type Gold<'g> = &'g dyn Fn() -> CommandResult<GoldProbe<'static>>;
 
 /// A loop at work.
 struct Loop<'l> {
     pipeline: &'l Pipeline,
     project: &'l Project,
     records: Records,
+    gold: Option<Gold<'l>>,
     global: &'l Global,
     ui: &'l Ui,
     /// Steps that are done.
@@ -50,6 +59,33 @@ enum Outcome {
     Done(Vec<record::Output>, Value),
     /// People must act first.
     Waiting(String),
+}
+
+/// How far a loop came.
+pub struct Ended {
+    dir: PathBuf,
+    /// Steps that are done.
+    pub done: BTreeMap<Step, Record>,
+    /// Why it ended there.
+    pub end: End,
+}
+
+/// Why a loop ended.
+pub enum End {
+    /// There was nothing more to do.
+    Through,
+    /// People must act first: who, and how.
+    Waiting(String),
+    /// A gate does not let it pass.
+    Refused(CommandError),
+}
+
+impl Ended {
+    /// Where a step's output is, if it was made and has a place.
+    pub fn place(&self, step: Step, output: &str) -> Option<PathBuf> {
+        let place = self.done.get(&step)?.find(output)?.place.as_deref()?;
+        Some(self.dir.join(place))
+    }
 }
 
 /// A step, for `--status`.
@@ -74,13 +110,35 @@ pub fn run(args: &LoopArgs, global: &Global, ui: &Ui) -> CommandResult {
         let text = format!("--until {}: {} has no such step", step.name(), args.file.display());
         return Err(CommandError::bad_input(text).hint(format!("its steps are {}", known.join(", "))));
     }
-    let dir = &pipeline.project.dir;
-    let there = dir.join(PROJECT_FILE).is_file();
-    if args.status && !there {
-        return Err(CommandError::bad_input(format!("{}: no project yet", dir.display()))
+    if args.status && !pipeline.project.dir.join(PROJECT_FILE).is_file() {
+        return Err(CommandError::bad_input(format!("{}: no project yet", pipeline.project.dir.display()))
             .hint("polity loop FILE makes it"));
     }
-    if !there {
+    let project = project_of(&pipeline, ui)?;
+    let mut state = Loop::of(&pipeline, &project, None, global, ui);
+    if args.status {
+        return state.status();
+    }
+    let end = state.go(args.until)?;
+    if let End::Refused(error) = end {
+        return Err(error);
+    }
+    state.say(&end)
+}
+
+/// Takes the steps of a pipeline's file, and says nothing on stdout.
+pub fn take(file: &Path, gold: Gold<'_>, global: &Global, ui: &Ui) -> CommandResult<Ended> {
+    let pipeline = Pipeline::read(file)?;
+    let project = project_of(&pipeline, ui)?;
+    let mut state = Loop::of(&pipeline, &project, Some(gold), global, ui);
+    let end = state.go(None)?;
+    Ok(Ended { done: state.done, end, dir: project.dir().to_owned() })
+}
+
+/// The project, made if it is not there.
+fn project_of(pipeline: &Pipeline, ui: &Ui) -> CommandResult<Project> {
+    let dir = &pipeline.project.dir;
+    if !dir.join(PROJECT_FILE).is_file() {
         let name = init::init(&InitArgs {
             dir: dir.clone(),
             name: None,
@@ -92,39 +150,56 @@ pub fn run(args: &LoopArgs, global: &Global, ui: &Ui) -> CommandResult {
         })?;
         ui.note(&format!("project {name} in {}", dir.display()));
     }
-    let project = Project::open(&InProject { project: Some(dir.clone()) })?;
-    let records = Records::of(project.dir(), &pipeline.name);
-    let mut state =
-        Loop { pipeline: &pipeline, project: &project, records, global, ui, done: BTreeMap::new() };
-    if args.status { state.status() } else { state.go(args.until) }
+    Project::open(&InProject { project: Some(dir.clone()) })
+}
+
+impl<'l> Loop<'l> {
+    fn of(
+        pipeline: &'l Pipeline,
+        project: &'l Project,
+        gold: Option<Gold<'l>>,
+        global: &'l Global,
+        ui: &'l Ui,
+    ) -> Loop<'l> {
+        let records = Records::of(project.dir(), &pipeline.name);
+        Loop { pipeline, project, records, gold, global, ui, done: BTreeMap::new() }
+    }
 }
 
 impl Loop<'_> {
     /// Takes the steps.
-    fn go(&mut self, until: Option<Step>) -> CommandResult {
+    fn go(&mut self, until: Option<Step>) -> CommandResult<End> {
         let _lock = self.lock()?;
-        for step in self.pipeline.steps() {
+        let steps: Vec<Step> = self.pipeline.steps().collect();
+        for (i, &step) in steps.iter().enumerate() {
+            let place = format!("{:>2}/{} {}", i + 1, steps.len(), step.name());
             let plan = self.plan(step)?;
             if let Some(record) = self.known(&plan)? {
-                self.ui.note(&format!("{}: done", step.name()));
+                self.ui.note(&format!("{place}: done before"));
                 self.done.insert(step, record);
-            } else if let Some(why) = self.take(plan)? {
-                return self.say(Some(&why));
+            } else {
+                self.ui.note(&self.ui.bold(&place));
+                if let Some(why) = self.take(plan)? {
+                    return Ok(End::Waiting(why));
+                }
+                let Record { said, seconds, .. } = &self.done[&step];
+                self.ui.note(&format!("      {} ({})", steps::in_short(said), duration(*seconds)));
             }
-            if matches!(step, Step::Accept | Step::Gate) {
-                self.judged(step)?;
+            if matches!(step, Step::Accept | Step::Gate)
+                && let Some(refused) = self.refused(step)?
+            {
+                return Ok(End::Refused(refused));
             }
             if until == Some(step) {
                 break;
             }
         }
-        self.say(None)
+        Ok(End::Through)
     }
 
     /// Does a step and records it; the reason if it must wait.
     fn take(&mut self, plan: Plan) -> CommandResult<Option<String>> {
-        let name = plan.step.name();
-        self.ui.note(&format!("{name}: begins"));
+        let began = Instant::now();
         let outcome = self.do_step(&plan).map_err(|mut error| {
             if error.kind == Kind::Interrupted {
                 error.hints = vec!["the same command goes on".to_owned()];
@@ -135,7 +210,9 @@ impl Loop<'_> {
             Outcome::Waiting(why) => Ok(Some(why)),
             Outcome::Done(outputs, said) => {
                 let Plan { step, settings, inputs, key } = plan;
-                let record = Record { step, key, settings, inputs, outputs, said, finished: now_utc() };
+                let seconds = began.elapsed().as_secs_f64();
+                let record =
+                    Record { step, key, settings, inputs, outputs, said, finished: now_utc(), seconds };
                 self.records.write(&record)?;
                 self.done.insert(step, record);
                 Ok(None)
@@ -156,16 +233,16 @@ impl Loop<'_> {
     }
 
     /// The end, if a verdict is no pass: with what to refine.
-    fn judged(&self, step: Step) -> CommandResult {
+    fn refused(&self, step: Step) -> CommandResult<Option<CommandError>> {
         let said = self.done[&step].said.clone();
         let verdict: Verdict = serde_json::from_value(said).map_err(CommandError::failed)?;
-        let Err(error) = gate::exit(&verdict) else { return Ok(()) };
+        let Err(error) = gate::exit(&verdict) else { return Ok(None) };
         let page = refine::write(self, &verdict)?;
         let CommandError { kind, hints, .. } = error;
         let of = if step == Step::Accept { "the reward model" } else { "the candidate" };
         let text = format!("{of} is not passed: the gate's verdict is {}", verdict.verdict.name());
         let error = hints.into_iter().fold(CommandError::verdict(kind, &text), CommandError::hint);
-        Err(error.hint(format!("what to refine is in {}", page.display())))
+        Ok(Some(error.hint(format!("what to refine is in {}", page.display()))))
     }
 
     /// One process at a time: the lock is the operating system's, so it dies with its process.
@@ -183,7 +260,11 @@ impl Loop<'_> {
     }
 
     /// Says how far it is.
-    fn say(&self, waiting: Option<&str>) -> CommandResult {
+    fn say(&self, end: &End) -> CommandResult {
+        let waiting = match end {
+            End::Waiting(why) => Some(why),
+            End::Through | End::Refused(_) => None,
+        };
         let release = self.done.get(&Step::Release).map(|record| &record.said);
         if self.global.json {
             let steps: Vec<State<'_>> = self.done.values().map(|record| State::of(record, "done")).collect();

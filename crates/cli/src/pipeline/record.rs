@@ -131,6 +131,9 @@ pub struct Record {
     pub said: Value,
     /// When.
     pub finished: String,
+    /// How long it took: what was left of it, after a kill.
+    #[serde(default)]
+    pub seconds: f64,
 }
 
 impl Record {
@@ -235,6 +238,7 @@ mod tests {
             outputs,
             said: json!({}),
             finished: String::new(),
+            seconds: 0.0,
         };
         let broken = || record.broken(dir.path()).unwrap().map(|output| output.name.as_str());
         assert_eq!(broken(), None);

@@ -3,36 +3,33 @@
 //! A step may have been killed anywhere: each looks for its work first (in the store, in the run's directory, in the ledger) and takes or
 //! finishes what is there.
 //!
-//! Not here: when a step is skipped (`mod.rs`); the work (each verb's own file).
+//! Not here: when a step is skipped (`mod.rs`); the steps that judge (`judging.rs`); the work (each verb's own file).
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use polity_eval::gate::{Models, judge};
-use polity_eval::{Evaluation, Suite};
-use polity_store::{Judgement, JudgementFilter, Kind, Part, Refusal, Role, document_hash};
+use polity_eval::Suite;
+use polity_store::{Judgement, JudgementFilter, Kind, Part, document_hash};
 use polity_train::run::{Manifest, names};
 use serde_json::{Value, json};
 
-use super::file::{Acceptance, Method, Panel, Pipeline, Sets};
+use super::file::{Method, Panel, Pipeline, Sets};
+use super::judging::accepting;
 use super::record::{Output, Plan, Step, hash};
 use super::{Loop, Outcome};
 use crate::args::{PpoArgs, TrainArgs, TrainVerb};
 use crate::error::{CommandError, CommandResult};
-use crate::eval_args::{AcceptanceArgs, EvalArgs};
 use crate::freeze::{self, PROMPTS_FILE};
-use crate::gate;
 use crate::project::{self, DATASET_FILE};
 use crate::project_args::{ExportArgs, FileFormat, FreezeArgs, InProject, JudgeArgs, SampleArgs};
-use crate::record::Record as Ledger;
-use crate::release_args::ReleaseArgs;
-use crate::{eval, judge as endpoint, panel, release, sample, train};
+use crate::{judge as endpoint, panel, sample, train};
 
 /// Seconds to wait for a judge's reply, tries and comparisons at once: as `polity panel judge` has them.
 const JUDGE: (u64, u32, usize) = (120, 5, 4);
-/// The project's folder of evaluations.
-const MEASURES: &str = "measures";
+
+/// Digits of a hash.
+const HASH_DIGITS: usize = 64;
 
 impl Pipeline {
     /// The steps that the file asks for, in order.
@@ -158,7 +155,7 @@ impl Loop<'_> {
         }
     }
 
-    fn made(&self, step: Step, name: &str) -> String {
+    pub(super) fn made(&self, step: Step, name: &str) -> String {
         self.done[&step].output(name).hash.clone()
     }
 
@@ -170,12 +167,12 @@ impl Loop<'_> {
     }
 
     /// Where an output of a step that is done is.
-    fn place(&self, step: Step, name: &str) -> Option<PathBuf> {
+    pub(super) fn place(&self, step: Step, name: &str) -> Option<PathBuf> {
         let place = self.done[&step].find(name)?.place.as_deref()?;
         Some(self.project.dir().join(place))
     }
 
-    fn in_project(&self) -> InProject {
+    pub(super) fn in_project(&self) -> InProject {
         InProject { project: Some(self.project.dir().to_owned()) }
     }
 
@@ -185,7 +182,8 @@ impl Loop<'_> {
             project: self.in_project(),
             models: vec![self.pipeline.model.clone()],
             prompts: table.prompts.clone(),
-            part: None,
+            // Comparisons on the holdout are of the candidate, later.
+            parts: vec![Part::Train, Part::Validation],
             per_prompt: table.per_prompt,
             pairs: table.pairs,
             alike: table.alike,
@@ -224,7 +222,7 @@ impl Loop<'_> {
             project: self.in_project(),
             models,
             prompts: None,
-            part: Some(Part::Holdout),
+            parts: vec![Part::Holdout],
             per_prompt: 1,
             pairs: 1,
             alike: self.pipeline.sample.alike,
@@ -359,7 +357,9 @@ impl Loop<'_> {
     fn reward(&self, plan: &Plan) -> CommandResult<Outcome> {
         let sets = self.pipeline.reward.as_ref().expect("this step is only taken with it");
         let data = (self.place(Step::Freeze, "train"), self.place(Step::Freeze, "validation"));
-        self.train(plan, "reward", data, sets, TrainVerb::Reward)
+        self.train(plan, "reward", data, sets, |args| {
+            train::train(&TrainVerb::Reward(args), self.global, self.ui)
+        })
     }
 
     fn optimise(&self, plan: &Plan) -> CommandResult<Outcome> {
@@ -367,13 +367,18 @@ impl Loop<'_> {
         match self.pipeline.method {
             Method::Dpo => {
                 let data = (self.place(Step::Freeze, "train"), self.place(Step::Freeze, "validation"));
-                self.train(plan, name, data, &self.pipeline.policy, TrainVerb::Dpo)
+                self.train(plan, name, data, &self.pipeline.policy, |args| {
+                    train::train(&TrainVerb::Dpo(args), self.global, self.ui)
+                })
             }
             Method::Ppo => {
                 let data = (self.place(Step::Freeze, "prompts"), None);
                 let reward_model = self.place(Step::Reward, "model").expect("a run leaves its model");
-                let verb = |train| TrainVerb::Ppo(PpoArgs { train, reward_model, override_acceptance: None });
-                self.train(plan, name, data, &self.pipeline.policy, verb)
+                self.train(plan, name, data, &self.pipeline.policy, |train| {
+                    let gold = self.gold.map(|probe| probe()).transpose()?;
+                    let args = PpoArgs { train, reward_model, override_acceptance: None };
+                    train::ppo(&args, gold, self.global, self.ui)
+                })
             }
         }
     }
@@ -385,7 +390,7 @@ impl Loop<'_> {
         stage: &str,
         (data, eval_data): (Option<PathBuf>, Option<PathBuf>),
         sets: &Sets,
-        verb: impl FnOnce(TrainArgs) -> TrainVerb,
+        work: impl FnOnce(TrainArgs) -> CommandResult<train::Trained>,
     ) -> CommandResult<Outcome> {
         let run = format!("runs/{}-{stage}-{}", self.pipeline.name, plan.short());
         let out = self.project.dir().join(&run);
@@ -402,7 +407,7 @@ impl Loop<'_> {
                 sets: sets.clone(),
                 resume: out.join(names::RESOLVED).is_file(),
             };
-            let trained = train::train(&verb(args), self.global, self.ui)?;
+            let trained = work(args)?;
             said["last"] =
                 json!(trained.last.map(|(step, metrics)| json!({"step": step, "metrics": metrics})));
         }
@@ -428,220 +433,6 @@ impl Loop<'_> {
         ))
         .hint("remove the run's directory to train it again"))
     }
-
-    fn accept(&self) -> CommandResult<Outcome> {
-        let acceptance = self.pipeline.acceptance.as_ref().expect("this step is only taken with it");
-        let model = self.place(Step::Reward, "model").expect("a run leaves its model");
-        let mut args = self.eval_args(&model, &acceptance.suites, &Vec::new());
-        args.acceptance.policy.clone_from(&acceptance.policy);
-        let found = vec![eval::of_reward_model(&args, self.global, self.ui)?];
-        let mut outputs = self.evaluations(&found)?;
-        let models =
-            Models { candidate: self.made(Step::Reward, "model"), baseline: None, last_release: None };
-        let found = found.into_iter().map(|found| (found.file, found.evaluation)).collect();
-        let (verdict, said) = self.verdict(models, accepting(acceptance)?, found)?;
-        outputs.push(verdict);
-        Ok(Outcome::Done(outputs, said))
-    }
-
-    fn evaluate(&self) -> CommandResult<Outcome> {
-        let table = &self.pipeline.evaluate;
-        let candidate = self.place(Step::Policy, "model").expect("a run leaves its model");
-        let mut found = Vec::new();
-        let labels =
-            table.labels.iter().map(|(model, file)| (model.clone(), file.to_string_lossy().into_owned()));
-        let labels: Sets = labels.collect();
-        if !table.suites.is_empty() || table.people {
-            let args = EvalArgs {
-                baseline: Some(table.baseline.clone()),
-                reference: Some(self.pipeline.model.clone()),
-                people: table.people,
-                machine_votes: table.people && self.pipeline.freeze.machine_votes,
-                reward_model: self.done.get(&Step::Reward).and_then(|_| self.place(Step::Reward, "model")),
-                labels: labels.clone(),
-                ..self.eval_args(&candidate, &table.suites, &table.set)
-            };
-            found = eval::measure(&args, self.global, self.ui)?;
-        }
-        if !table.suites.is_empty() {
-            let args = EvalArgs { labels, ..self.eval_args(&table.baseline, &table.suites, &table.set) };
-            found.extend(eval::measure(&args, self.global, self.ui)?);
-        }
-        let measures: usize = found.iter().map(|found| found.evaluation.measures.len()).sum();
-        let said = json!({"evaluations": found.len(), "measures": measures});
-        Ok(Outcome::Done(self.evaluations(&found)?, said))
-    }
-
-    fn eval_args(&self, model: &Path, suites: &[PathBuf], sets: &Sets) -> EvalArgs {
-        EvalArgs {
-            project: self.in_project(),
-            model: model.to_owned(),
-            suites: suites.to_owned(),
-            baseline: None,
-            reference: None,
-            people: false,
-            machine_votes: false,
-            reward_model: None,
-            judge: None,
-            judge_model: None,
-            judge_sets: Vec::new(),
-            judge_budget: 0,
-            labels: Vec::new(),
-            own_labels: None,
-            train_data: Vec::new(),
-            acceptance: AcceptanceArgs {
-                policy: None,
-                beside: Vec::new(),
-                candidates: None,
-                gold_model: None,
-                curve: None,
-            },
-            out: self.project.dir().join(MEASURES),
-            again: false,
-            sets: sets.clone(),
-        }
-    }
-
-    /// Evaluations as outputs.
-    fn evaluations(&self, found: &[eval::Found]) -> CommandResult<Vec<Output>> {
-        let place = |found: &eval::Found| {
-            Output::at(&found.evaluation.key(), self.project.dir(), self.project.place(&found.file)?)
-        };
-        found.iter().map(place).collect()
-    }
-
-    /// The evaluations that a step made, from their files.
-    pub(super) fn evaluations_of(&self, step: Step) -> CommandResult<Vec<(PathBuf, Evaluation)>> {
-        let made = self.done[&step].outputs.iter().filter_map(|output| output.place.as_deref());
-        gate::evaluations(&made.map(|place| self.project.dir().join(place)).collect::<Vec<_>>())
-    }
-
-    /// The gate's policy and its text.
-    fn policy(&self) -> CommandResult<(polity_eval::gate::Policy, String)> {
-        gate::policy(self.pipeline.gate.as_deref())
-    }
-
-    /// All that the gate is to see.
-    fn measures(&self) -> CommandResult<Vec<(PathBuf, Evaluation)>> {
-        let mut found = self.evaluations_of(Step::Evaluate)?;
-        found.extend(gate::evaluations(&self.pipeline.evaluate.measures)?);
-        Ok(found)
-    }
-
-    fn gate(&self) -> CommandResult<Outcome> {
-        let models = Models {
-            candidate: self.made(Step::Policy, "model"),
-            baseline: Some(hash(&self.pipeline.evaluate.baseline)?),
-            last_release: self.last_release()?,
-        };
-        let (verdict, said) = self.verdict(models, self.policy()?, self.measures()?)?;
-        Ok(Outcome::Done(vec![verdict], said))
-    }
-
-    /// The model that the channel served before the candidate was released to it, if it was.
-    fn last_release(&self) -> CommandResult<Option<String>> {
-        let Some(channel) = &self.pipeline.channel else { return Ok(None) };
-        let state = self.project.wait(self.project.store().channel(channel))?;
-        let candidate = self.made(Step::Policy, "model");
-        let ours = |release: &polity_store::Recorded<polity_store::Release>| release.what.model == candidate;
-        let last = match state.releases.iter().position(ours) {
-            Some(first) => state.releases[..first].last().cloned(),
-            None => state.stable,
-        };
-        Ok(last.map(|release| release.what.model))
-    }
-
-    /// Judges, and records the verdict unless the newest one on this model says the same on the same grounds.
-    fn verdict(
-        &self,
-        models: Models,
-        (policy, text): (polity_eval::gate::Policy, String),
-        found: Vec<(PathBuf, Evaluation)>,
-    ) -> CommandResult<(Output, Value)> {
-        let (files, evaluations): (Vec<PathBuf>, Vec<Evaluation>) = found.into_iter().unzip();
-        let measured = |model: &String| evaluations.iter().any(|evaluation| evaluation.model == *model);
-        let models = Models {
-            baseline: models.baseline.filter(measured),
-            last_release: models.last_release.filter(measured),
-            ..models
-        };
-        let verdict = judge(&policy, &models, &evaluations)?;
-        let said = json!(verdict);
-        let ledger = Ledger::read(self.project)?;
-        let same = ledger.verdict_on(&models.candidate).filter(|known| {
-            let grounds =
-                |used: &Evaluation| known.what.evaluations.contains(&document_hash(&used.canonical()));
-            let used =
-                evaluations.iter().filter(|evaluation| verdict.evaluations.contains(&evaluation.key()));
-            known.what.policy == document_hash(&text)
-                && known.what.evaluations.len() == verdict.evaluations.len()
-                && known.what.verdict == verdict.verdict.name()
-                && used.into_iter().all(grounds)
-        });
-        let id = match same {
-            Some(known) => known.id.clone(),
-            None => gate::record(self.project, &verdict, text, &files, &evaluations)?.id,
-        };
-        Ok((Output::stored("verdict", id), said))
-    }
-
-    fn release(&self) -> CommandResult<Outcome> {
-        let channel = self.pipeline.channel.clone().expect("this step is only taken with it");
-        let (model, verdict) = (self.made(Step::Policy, "model"), self.made(Step::Gate, "verdict"));
-        let state = self.project.wait(self.project.store().channel(&channel))?;
-        let known =
-            state.stable.filter(|release| release.what.model == model && release.what.verdict == verdict);
-        let release = match known {
-            Some(release) => release,
-            None => {
-                let place = self.place(Step::Policy, "model").expect("a run leaves its model");
-                let args = ReleaseArgs {
-                    project: self.in_project(),
-                    model: place.to_string_lossy().into_owned(),
-                    channel: channel.clone(),
-                    verdict: Some(verdict),
-                    canary_share: None,
-                };
-                match release::release(self.project, &args, self.ui)? {
-                    Ok(release) => release,
-                    Err(Refusal::Approvals { given, needed, .. }) => {
-                        return self.approvals(&place, &channel, given, needed);
-                    }
-                    Err(refusal) => return Err(release::refused("release", &refusal)),
-                }
-            }
-        };
-        let what = &release.what;
-        let outputs = vec![Output::at("release", self.project.dir(), what.dir.clone())?];
-        Ok(Outcome::Done(outputs, json!({"release": what.release, "channel": channel, "dir": what.dir})))
-    }
-
-    /// Who could approve: approvers who neither trained nor release it.
-    fn approvals(&self, model: &Path, channel: &str, given: usize, needed: u32) -> CommandResult<Outcome> {
-        let accounts = self.project.wait(self.project.store().accounts())?;
-        let ledger = Ledger::read(self.project)?;
-        let trained = ledger.run_of(&self.made(Step::Policy, "model")).map(|run| run.actor.clone());
-        let may: Vec<&str> = accounts
-            .iter()
-            .filter(|account| account.roles.contains(&Role::Approver) && account.disabled_ms.is_none())
-            .filter(|account| account.id != self.project.actor() && Some(&account.id) != trained.as_ref())
-            .map(|account| account.name.as_str())
-            .collect();
-        let who = match may.as_slice() {
-            [] => "nobody is an approver who neither trained nor releases it: polity account add NAME --role approver"
-                .to_owned(),
-            names => format!("by {}", names.join(", ")),
-        };
-        Ok(Outcome::Waiting(format!(
-            "for approvals, {given} of {needed} given ({who}): polity approve {} --channel {channel}, and this command again",
-            model.display()
-        )))
-    }
-}
-
-/// What a reward model must show, and the text of it.
-fn accepting(acceptance: &Acceptance) -> CommandResult<(polity_eval::gate::Policy, String)> {
-    gate::policy(Some(acceptance.policy.as_deref().unwrap_or(Path::new(gate::REWARD_MODEL))))
 }
 
 /// Suites by their place in the list: another order is another input, which costs nothing but a look.
@@ -661,15 +452,18 @@ fn is_whole(out: &Path) -> bool {
 }
 
 /// A step's result on a line.
-pub(super) fn in_short(said: &Value) -> String {
+pub fn in_short(said: &Value) -> String {
     if let Some(verdict) = said.get("verdict").and_then(Value::as_str) {
         return verdict.to_owned();
     }
-    let Some(fields) = said.as_object() else { return String::new() };
-    let plain = fields.iter().filter(|(_, value)| value.is_string() || value.is_number());
-    let words = plain.map(|(key, value)| match value {
-        Value::String(text) => format!("{key} {}", crate::record::short(text)),
-        value => format!("{key} {value}"),
+    let words = said.as_object().into_iter().flatten().filter_map(|(key, value)| {
+        let key = key.replace('_', " ");
+        match value {
+            // Hashes are for the record.
+            Value::String(text) => (text.len() != HASH_DIGITS).then(|| format!("{key} {text}")),
+            Value::Number(number) => Some(format!("{number} {key}")),
+            _ => None,
+        }
     });
     words.collect::<Vec<_>>().join(", ")
 }

@@ -2,61 +2,38 @@
 //!
 //! Made of the parts of the runs' own reports (`train::report`), to which it links. One file, nothing fetched.
 //!
-//! Not here: measuring (`demo`).
+//! Not here: measuring (`judge`).
 
+use std::collections::HashMap;
 use std::fmt::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use polity_chart::{Bar, BarChart, BarGroup, Form, LineChart, Mark, Series, escape, short};
 use polity_eval::gate::CriterionVerdict;
 use polity_stats::wilson;
+use polity_store::{DatasetTexts, JudgementFilter, Kind};
 use polity_train::report::{self, Measure, Page, RunData, final_measures, grid, table};
-use polity_world::{Category, Gold, Panel, Prompt, Split, Vote, World, vocabulary};
+use polity_world::{Category, Panel, Prompt, Split, World, vocabulary};
 
-use crate::demo::CONFIDENCE;
-use crate::demo_gate::Ending;
+use super::judge::Judged;
+use super::{CONFIDENCE, Ending};
 use crate::error::CommandResult;
+use crate::pipeline::{Ended, Step};
+use crate::project::Project;
+use crate::project_args::InProject;
 use crate::ui::duration;
 
 /// A part of the demo that is over.
 #[derive(Clone, Debug)]
 pub struct StageDone {
-    /// Its name, and that of its run if it has one.
-    pub name: &'static str,
+    /// Its name.
+    pub name: String,
     /// What it did, in a sentence.
     pub what: String,
     /// How long it took.
     pub time_s: f64,
-    /// Rows of its evaluation data; `None` if it left no run.
-    pub eval_rows: Option<usize>,
-}
-
-/// A trained model, judged on the held-out prompts.
-#[derive(Clone, Debug)]
-pub struct Judged {
-    /// Its name: sft, ppo, dpo.
-    pub name: &'static str,
-    /// What was measured, over all prompts (category "all") and by category.
-    pub measures: Vec<Measure>,
-    /// Names of alarms that its run raised.
-    pub alarms: Vec<String>,
-    /// Its response to each prompt.
-    pub texts: Vec<String>,
-    /// How good each is.
-    pub gold: Vec<Gold>,
-    /// The reward model's score of each.
-    pub proxy: Vec<f64>,
-    /// Log-ratio of each to the SFT model, nats.
-    pub kl: Vec<f64>,
-    /// Tokens of each.
-    pub tokens: Vec<f64>,
-}
-
-impl Judged {
-    /// A measure by name and category.
-    pub fn measure(&self, name: &str, category: &str) -> Option<&Measure> {
-        self.measures.iter().find(|measure| measure.name == name && measure.category == category)
-    }
+    /// Its run, if it left one: from the demo's directory.
+    pub run: Option<String>,
 }
 
 /// How one annotator voted.
@@ -71,17 +48,64 @@ pub struct Tally {
     with_truth: [usize; 2],
 }
 
-/// Adds one comparison to the tallies of the panel. `truth` is the gold utility of left less that of right.
-pub fn tally(tallies: &mut [Tally], votes: &[Vote], truth: f64) {
-    let sides: Vec<i32> = votes.iter().map(|vote| i32::from(vote.signed_grade().signum())).collect();
-    let sum: i32 = sides.iter().sum();
-    for (tally, &side) in tallies.iter_mut().zip(&sides) {
+/// How the simulated annotators voted on what the dataset is made of.
+pub fn tallies(dir: &Path, world: &World, ended: &Ended) -> CommandResult<Vec<Tally>> {
+    let project = Project::open(&InProject { project: Some(dir.to_owned()) })?;
+    let dataset = ended.done[&Step::Freeze].said["dataset"].as_str().unwrap_or_default().to_owned();
+    let prompts: HashMap<&str, &Prompt> =
+        world.all_prompts().iter().map(|prompt| (prompt.text.as_str(), prompt)).collect();
+    let rows = project.wait(project.store().dataset_rows(&dataset, 0, i64::MAX))?;
+    let truth = |row: &DatasetTexts| {
+        let prompt = prompts.get(row.prompt.words().as_str())?;
+        let [a, b] = [&row.a, &row.b].map(|text| world.gold(prompt, &text.words()).total);
+        Some((row.row.comparison_id.clone(), a - b))
+    };
+    let truth: HashMap<String, f64> = rows.iter().filter_map(truth).collect();
+    let filter = JudgementFilter { kind: Some(Kind::Work), ..JudgementFilter::default() };
+    let mut votes: HashMap<String, Vec<Cast>> = HashMap::new();
+    let names: Vec<String> = Panel::standard(world.seed())
+        .annotators
+        .iter()
+        .map(|annotator| format!("simulated:{}", annotator.name))
+        .collect();
+    for judgement in project.wait(project.store().judgements(filter))? {
+        let who = names.iter().position(|name| *name == judgement.annotator_id);
+        if let (Some(who), Some(grade)) = (who, judgement.overall.grade()) {
+            let a_was_left = judgement.a_was_left.unwrap_or(true);
+            votes.entry(judgement.comparison_id).or_default().push(Cast {
+                who,
+                side: grade.signum(),
+                a_was_left,
+            });
+        }
+    }
+    let mut tallies = vec![Tally::default(); names.len()];
+    for (comparison, truth) in &truth {
+        tally(&mut tallies, votes.get(comparison).map_or(&[], Vec::as_slice), *truth);
+    }
+    Ok(tallies)
+}
+
+/// One vote on a comparison of `a` and `b`.
+#[derive(Clone, Copy, Debug)]
+struct Cast {
+    who: usize,
+    /// 1 for `a`, -1 for `b`, 0 for neither.
+    side: i8,
+    a_was_left: bool,
+}
+
+/// Adds one comparison to the tallies of the panel. `truth` is the gold utility of `a` less that of `b`.
+fn tally(tallies: &mut [Tally], votes: &[Cast], truth: f64) {
+    let sum: i8 = votes.iter().map(|vote| vote.side).sum();
+    for &Cast { who, side, a_was_left } in votes {
+        let tally = &mut tallies[who];
         tally.votes += 1;
         if side == 0 {
             tally.ties += 1;
             continue;
         }
-        tally.left += usize::from(side > 0);
+        tally.left += usize::from((side > 0) == a_was_left);
         let others = (sum - side).signum();
         let agree = |with: &mut [usize; 2], holds: bool| {
             with[0] += usize::from(holds);
@@ -98,7 +122,7 @@ pub fn tally(tallies: &mut [Tally], votes: &[Vote], truth: f64) {
 
 /// Everything the page shows.
 pub struct DemoReport<'a> {
-    /// The demo's directory, with the runs in it.
+    /// The demo's directory.
     pub dir: &'a Path,
     /// The world.
     pub world: &'a World,
@@ -107,11 +131,17 @@ pub struct DemoReport<'a> {
     /// What was done, in order.
     pub stages: &'a [StageDone],
     /// How the panel voted, in its order.
-    pub tallies: &'a [Tally],
-    /// The models, the supervised one first.
-    pub judged: &'a [Judged],
+    pub panel: Vec<Tally>,
     /// The held-out prompts.
     pub prompts: &'a [Prompt],
+    /// The models, the supervised one first.
+    pub judged: &'a [Judged],
+    /// The reward model's run.
+    pub reward: &'a Path,
+    /// The pairs that it was evaluated on.
+    pub pairs: Option<PathBuf>,
+    /// The policy's run.
+    pub ppo: &'a Path,
     /// What came of the gate.
     pub ending: &'a Ending,
 }
@@ -119,8 +149,8 @@ pub struct DemoReport<'a> {
 impl DemoReport<'_> {
     /// The page.
     pub fn html(&self) -> CommandResult<String> {
-        let ppo = RunData::read(&self.run_dir("ppo"))?;
-        let reward = RunData::read(&self.run_dir("reward"))?;
+        let ppo = RunData::read(self.ppo)?;
+        let reward = RunData::read(self.reward)?;
         let mut page = Page::new("Polity: the whole loop on a tiny world", &self.subtitle(&ppo));
         page.section("World", &self.world());
         page.section("Result", &self.result());
@@ -137,8 +167,9 @@ impl DemoReport<'_> {
         Ok(page.finish())
     }
 
-    fn run_dir(&self, name: &str) -> std::path::PathBuf {
-        self.dir.join("runs").join(name)
+    /// A run as the page links to it.
+    fn link(&self, run: &Path) -> String {
+        run.strip_prefix(self.dir).unwrap_or(run).to_string_lossy().into_owned()
     }
 
     fn subtitle(&self, ppo: &RunData) -> String {
@@ -272,11 +303,9 @@ impl DemoReport<'_> {
 
     fn stages(&self) -> String {
         let row = |stage: &StageDone| {
-            let report = match stage.eval_rows {
-                Some(_) => format!("<a href=\"runs/{0}/report.html\">runs/{0}</a>", stage.name),
-                None => String::new(),
-            };
-            vec![stage.name.to_owned(), escape(&stage.what), duration(stage.time_s), report]
+            let link = |run: &String| format!("<a href=\"{0}/report.html\">{0}</a>", escape(run));
+            let report = stage.run.as_ref().map(link).unwrap_or_default();
+            vec![escape(&stage.name), escape(&stage.what), duration(stage.time_s), report]
         };
         table(&["stage", "what it did", "#time", "report"], &self.stages.iter().map(row).collect::<Vec<_>>())
     }
@@ -300,7 +329,7 @@ impl DemoReport<'_> {
                 share(tally.with_truth),
             ]
         };
-        let rows: Vec<Vec<String>> = annotators.iter().zip(self.tallies).map(row).collect();
+        let rows: Vec<Vec<String>> = annotators.iter().zip(&self.panel).map(row).collect();
         let head = [
             "annotator",
             "flaw",
@@ -318,11 +347,12 @@ impl DemoReport<'_> {
     }
 
     fn reward_model(&self, reward: &RunData) -> String {
-        let pairs = self.stages.iter().find(|stage| stage.name == "reward").and_then(|stage| stage.eval_rows);
+        let lines = |file: &PathBuf| std::fs::read_to_string(file).map_or(0, |text| text.lines().count());
+        let pairs = self.pairs.as_ref().map_or(0, lines);
         format!(
             "{}<p class=\"when\">On held-out pairs, against the panel's majority. Longer wins is what choosing the longer \
              response would score.</p>",
-            report::measures(&final_measures(reward, pairs.unwrap_or(0)))
+            report::measures(&final_measures(reward, pairs))
         )
     }
 
@@ -332,8 +362,9 @@ impl DemoReport<'_> {
         let curves: Vec<String> = report::main_charts(ppo).into_iter().take(CURVES).collect();
         format!(
             "{}<p class=\"when\">The gold utility (the score that matters) is of responses to validation prompts; PPO sees only \
-             the reward model's score.</p><p><a href=\"runs/ppo/report.html\">All curves, and responses over time</a></p>",
-            grid(&curves)
+             the reward model's score.</p><p><a href=\"{}/report.html\">All curves, and responses over time</a></p>",
+            grid(&curves),
+            escape(&self.link(self.ppo))
         )
     }
 
@@ -448,15 +479,15 @@ mod tests {
 
     #[test]
     fn tallies_by_hand() {
-        use polity_world::Side::{Left, Right};
-        let vote = |side| Vote::Prefers { side, grade: 1 };
+        let vote = |who, side| Cast { who, side, a_was_left: true };
         let mut tallies = vec![Tally::default(); 3];
         // Two for the left, one for the right, and the left is better.
-        tally(&mut tallies, &[vote(Left), vote(Left), vote(Right)], 0.5);
-        // One each and a tie; nobody knows which is better.
-        tally(&mut tallies, &[vote(Left), Vote::Tie, vote(Right)], 0.0);
+        tally(&mut tallies, &[vote(0, 1), vote(1, 1), vote(2, -1)], 0.5);
+        // One each and a tie; nobody knows which is better; the first two saw the responses the other way round.
+        let swapped = |who, side| Cast { a_was_left: false, ..vote(who, side) };
+        tally(&mut tallies, &[swapped(0, 1), swapped(1, 0), vote(2, -1)], 0.0);
         // The first one's others: in the first comparison they cancel out, in the second they are for the right.
-        let first = Tally { votes: 2, ties: 0, left: 2, with_others: [0, 1], with_truth: [1, 1] };
+        let first = Tally { votes: 2, ties: 0, left: 1, with_others: [0, 1], with_truth: [1, 1] };
         let second = Tally { votes: 2, ties: 1, left: 1, with_others: [0, 0], with_truth: [1, 1] };
         let third = Tally { votes: 2, ties: 0, left: 0, with_others: [0, 2], with_truth: [0, 1] };
         assert_eq!(tallies, [first, second, third]);
