@@ -138,6 +138,7 @@ fn print(out: &mut impl Write, report: &PanelReport) -> io::Result<()> {
         (counts.superseded, "superseded"),
         (counts.unanswered, "skipped or flagged"),
         (counts.calibration, "on calibration comparisons"),
+        (counts.repeats, "on comparisons shown again"),
     ]
     .iter()
     .filter(|(n, _)| *n > 0)

@@ -73,7 +73,7 @@ struct Fields<'r> {
 }
 
 /// Keys of our own rows, for the nearest spelling.
-const KEYS: [&str; 11] = [
+const KEYS: [&str; 12] = [
     "prompt",
     "left",
     "right",
@@ -85,6 +85,7 @@ const KEYS: [&str; 11] = [
     "time_ms",
     "duration_ms",
     "known",
+    "repeat",
 ];
 
 impl Fields<'_> {
@@ -116,21 +117,20 @@ impl Fields<'_> {
             ),
         };
         let word = self.needed("answer")?;
-        self.vote(
-            votes,
-            &VoteRow {
-                prompt: &self.needed("prompt")?,
-                left: &self.needed("left")?,
-                right: &self.needed("right")?,
-                annotator: &self.needed("annotator")?,
-                answer: self.answer("answer", &word, grade)?,
-                category: self.text("category")?.as_deref(),
-                rubric: self.text("rubric")?.as_deref(),
-                time_ms: self.integer("time_ms")?,
-                duration_ms,
-                known,
-            },
-        )
+        let (category, rubric) = (self.text("category")?, self.text("rubric")?);
+        let row = VoteRow {
+            prompt: &self.needed("prompt")?,
+            left: &self.needed("left")?,
+            right: &self.needed("right")?,
+            annotator: &self.needed("annotator")?,
+            answer: self.answer("answer", &word, grade)?,
+            category: category.as_deref(),
+            rubric: rubric.as_deref(),
+            time_ms: self.integer("time_ms")?,
+            duration_ms,
+            known,
+        };
+        self.pushed(if self.yes("repeat")? { votes.push_repeat(&row) } else { votes.push(&row) })
     }
 
     fn push_arena(&self, votes: &mut Votes) -> CommandResult {
@@ -182,7 +182,11 @@ impl Fields<'_> {
     }
 
     fn vote(&self, votes: &mut Votes, row: &VoteRow<'_>) -> CommandResult {
-        votes.push(row).map_err(|error| CommandError::bad_input(format!("{}: {error}", self.place)))
+        self.pushed(votes.push(row))
+    }
+
+    fn pushed(&self, pushed: Result<(), polity_stats::Error>) -> CommandResult {
+        pushed.map_err(|error| CommandError::bad_input(format!("{}: {error}", self.place)))
     }
 
     fn answer(&self, key: &str, word: &str, grade: u8) -> CommandResult<Answer> {
@@ -237,6 +241,18 @@ impl Fields<'_> {
         match text.trim().parse::<f64>() {
             Ok(x) if x.fract() == 0.0 && x.abs() < 1e15 => Ok(Some(x as i64)),
             _ => Err(self.wrong(key, &text, "an integer")),
+        }
+    }
+
+    /// True or false, also as text (CSV has no other); false if it is not there.
+    fn yes(&self, key: &str) -> CommandResult<bool> {
+        if let Some(Value::Bool(yes)) = self.row.get(key) {
+            return Ok(*yes);
+        }
+        match self.text(key)?.as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(other) => Err(self.wrong(key, other, "true or false")),
         }
     }
 

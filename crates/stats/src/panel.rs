@@ -2,7 +2,7 @@
 //!
 //! [`panel_report`] is the core of `polity agreement` and of the pages that show the same: votes in, numbers out. Figures
 //! on *sides* compare which response was preferred (second, tie, first), figures on *grades* also by how much; both bad counts
-//! as a tie. Of several votes of one annotator on one comparison the last one stands. All are in canonical orientation
+//! as a tie. Of several votes of one annotator on one comparison the last one stands, repeats apart. All are in canonical orientation
 //! (`vote.rs`). `docs/agreement.md` has each figure's formula under its anchor.
 //!
 //! Not here: how it looks (the command line, the pages), where votes come from.
@@ -12,7 +12,7 @@ mod ranking;
 
 use serde::{Serialize, Serializer};
 
-use crate::agreement::{Measured, Undefined, agreement, cohen};
+use crate::agreement::{Measured, SelfConsistency, Undefined, agreement, cohen};
 use crate::bradley_terry::Outcome;
 use crate::crowd_bt::CrowdPrior;
 use crate::crowd_pairs::{CrowdPairs, PairVote};
@@ -72,6 +72,8 @@ pub struct Counts {
     pub unanswered: usize,
     /// Votes on calibration comparisons.
     pub calibration: usize,
+    /// Second answers to comparisons that were shown again.
+    pub repeats: usize,
     /// Prompts.
     pub prompts: usize,
     /// Comparisons.
@@ -236,6 +238,7 @@ pub fn panel_report(votes: &Votes, settings: &PanelSettings) -> PanelReport {
     let how = settings.resampling();
     let (sides, grades) = (votes.sides(), votes.grades());
     let standing = votes.standing();
+    let consistency = votes.self_consistency(&sides);
     let of_sides = agreement(&sides, how);
     let of_grades = agreement(&grades, how);
     let figure = |name, label, of, anchor, value| PanelFigure { name, label, of, anchor, value };
@@ -270,12 +273,13 @@ pub fn panel_report(votes: &Votes, settings: &PanelSettings) -> PanelReport {
             "Self-consistency",
             "sides",
             "self-consistency",
-            self_consistency(votes, settings),
+            self_consistency(&consistency, settings),
         ),
     ];
 
     let crowd = reliability(votes, settings.prior);
-    let annotators = annotators::reports(votes, &sides, &standing, crowd.as_ref().ok(), settings);
+    let annotators =
+        annotators::reports(votes, &sides, &standing, &consistency, crowd.as_ref().ok(), settings);
     let (pairs, pairs_found) = pairs(votes, &sides, &grades, settings);
     let ties = standing.iter().filter(|&&i| votes.votes[i].strength == 0).count();
     PanelReport {
@@ -287,6 +291,7 @@ pub fn panel_report(votes: &Votes, settings: &PanelSettings) -> PanelReport {
             superseded: votes.votes.len() - standing.len(),
             unanswered: votes.unanswered.iter().sum(),
             calibration: votes.calibration.len(),
+            repeats: votes.repeats.len(),
             prompts: votes.prompts.list().len(),
             comparisons: votes.comparisons.len(),
             overlapping: (0..sides.items()).filter(|&item| sides.item(item).len() >= 2).count(),
@@ -315,12 +320,9 @@ pub fn panel_report(votes: &Votes, settings: &PanelSettings) -> PanelReport {
 }
 
 /// How often annotators who saw a comparison again took the same side.
-fn self_consistency(votes: &Votes, settings: &PanelSettings) -> Measured {
-    let sides = votes.sides();
-    let (same, repeats) = sides
-        .self_consistency()
-        .iter()
-        .fold((0, 0), |(same, repeats), c| (same + c.same, repeats + c.repeats));
+fn self_consistency(consistency: &[SelfConsistency], settings: &PanelSettings) -> Measured {
+    let (same, repeats) =
+        consistency.iter().fold((0, 0), |(same, repeats), c| (same + c.same, repeats + c.repeats));
     wilson(same, repeats, settings.confidence).map(crate::agreement::Figure::of).map_err(|_| {
         Undefined::NotRecorded { what: "an earlier one by the same annotator on the same comparison" }
     })

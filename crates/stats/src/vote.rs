@@ -18,7 +18,7 @@ use std::collections::HashMap;
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
-use crate::agreement::{Entry, Repeats, Table};
+use crate::agreement::{Entry, Repeats, SelfConsistency, Table};
 
 /// The strongest grade.
 pub const GRADE_MAX: u8 = 3;
@@ -141,6 +141,17 @@ pub struct CalibrationVote {
     pub time_ms: Option<i64>,
 }
 
+/// A second answer to a comparison that was shown again.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RepeatVote {
+    /// Position in [`Votes::comparisons`].
+    pub comparison: u32,
+    /// Position in [`Votes::annotators`].
+    pub annotator: u32,
+    /// The grade, positive for the comparison's first response.
+    pub strength: i8,
+}
+
 /// Names and their numbers, in the order of arrival.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
@@ -150,13 +161,17 @@ pub struct Names {
 
 impl Names {
     fn number(&mut self, name: &str) -> u32 {
-        if let Some(&number) = self.number.get(name) {
+        if let Some(number) = self.get(name) {
             return number;
         }
         let number = self.list.len() as u32;
         self.list.push(name.to_owned());
         self.number.insert(name.to_owned(), number);
         number
+    }
+
+    fn get(&self, name: &str) -> Option<u32> {
+        self.number.get(name).copied()
     }
 
     /// All names.
@@ -195,6 +210,8 @@ pub struct Votes {
     pub votes: Vec<Vote>,
     /// Votes on calibration comparisons.
     pub calibration: Vec<CalibrationVote>,
+    /// Second answers to comparisons that were shown again.
+    pub repeats: Vec<RepeatVote>,
     /// Skips and flags of each annotator.
     pub unanswered: Vec<usize>,
     number: HashMap<Comparison, u32>,
@@ -209,22 +226,7 @@ impl Votes {
     /// Adds a vote. Votes of one annotator on one comparison are taken in the order in which they come: the last one
     /// supersedes the others.
     pub fn push(&mut self, row: &VoteRow<'_>) -> Result<(), Error> {
-        if row.left == row.right {
-            return Err(Error::SameResponse { prompt: row.prompt.to_owned(), response: row.left.to_owned() });
-        }
-        if let Answer::Better { grade, .. } = row.answer
-            && !(1..=GRADE_MAX).contains(&grade)
-        {
-            return Err(Error::BadGrade { grade });
-        }
-        let annotator = self.annotators.number(row.annotator);
-        if annotator as usize == self.unanswered.len() {
-            self.unanswered.push(0);
-        }
-        let Some(left_strength) = row.answer.strength() else {
-            self.unanswered[annotator as usize] += 1;
-            return Ok(());
-        };
+        let Some((annotator, left_strength)) = self.answered(row)? else { return Ok(()) };
         if let Some(known) = row.known.and_then(Answer::strength) {
             let right = known.signum() == left_strength.signum();
             self.calibration.push(CalibrationVote { annotator, right, time_ms: row.time_ms });
@@ -256,6 +258,46 @@ impl Votes {
         Ok(())
     }
 
+    /// Adds a second answer to a comparison that the annotator was shown again, to see what they say. It counts for self-consistency and for
+    /// nothing else: it supersedes nothing, and says nothing of a comparison without a vote before it.
+    pub fn push_repeat(&mut self, row: &VoteRow<'_>) -> Result<(), Error> {
+        let Some((annotator, left_strength)) = self.answered(row)? else { return Ok(()) };
+        let first_on_left = row.left < row.right;
+        let (first, second) = if first_on_left { (row.left, row.right) } else { (row.right, row.left) };
+        let prompt = self.prompts.get(row.prompt);
+        let responses = self.responses.get(first).zip(self.responses.get(second));
+        let comparison = prompt.zip(responses).and_then(|(prompt, (first, second))| {
+            self.number.get(&Comparison { prompt, first, second }).copied()
+        });
+        self.repeats.extend(comparison.map(|comparison| RepeatVote {
+            comparison,
+            annotator,
+            strength: if first_on_left { left_strength } else { -left_strength },
+        }));
+        Ok(())
+    }
+
+    /// A row's annotator and its strength for the left side; nothing if it was skipped or flagged, which is counted.
+    fn answered(&mut self, row: &VoteRow<'_>) -> Result<Option<(u32, i8)>, Error> {
+        if row.left == row.right {
+            return Err(Error::SameResponse { prompt: row.prompt.to_owned(), response: row.left.to_owned() });
+        }
+        if let Answer::Better { grade, .. } = row.answer
+            && !(1..=GRADE_MAX).contains(&grade)
+        {
+            return Err(Error::BadGrade { grade });
+        }
+        let annotator = self.annotators.number(row.annotator);
+        if annotator as usize == self.unanswered.len() {
+            self.unanswered.push(0);
+        }
+        let Some(left_strength) = row.answer.strength() else {
+            self.unanswered[annotator as usize] += 1;
+            return Ok(None);
+        };
+        Ok(Some((annotator, left_strength)))
+    }
+
     /// The strongest grade that occurs, at least 1.
     pub fn grade_max(&self) -> u8 {
         self.votes.iter().map(|vote| vote.strength.unsigned_abs()).max().unwrap_or(1).max(1)
@@ -268,7 +310,7 @@ impl Votes {
 
     /// The same of the votes for which `keep` holds.
     pub fn sides_where(&self, keep: impl Fn(&Vote) -> bool) -> Table {
-        self.table(3, keep, |vote| (1 + vote.strength.signum()) as usize)
+        self.table(3, keep, |vote| side_level(vote.strength))
     }
 
     /// Items are comparisons, levels are the strengths from the strongest for the second response to the strongest for
@@ -293,6 +335,21 @@ impl Votes {
             .expect("superseded votes are no error")
     }
 
+    /// How each annotator answered the second time: repeats beside the vote that stands (`sides` are [`Votes::sides`]), and votes that
+    /// supersede one beside that one. What has no vote before it does not count.
+    pub fn self_consistency(&self, sides: &Table) -> Vec<SelfConsistency> {
+        let mut consistency = sides.self_consistency().to_vec();
+        for repeat in &self.repeats {
+            let item = sides.item(repeat.comparison as usize);
+            if let Some((_, before)) = item.iter().find(|(annotator, _)| *annotator == repeat.annotator) {
+                let own = &mut consistency[repeat.annotator as usize];
+                own.repeats += 1;
+                own.same += usize::from(*before == side_level(repeat.strength) as u32);
+            }
+        }
+        consistency
+    }
+
     /// Positions in [`Votes::votes`] of those that no later vote supersedes, in order.
     pub fn standing(&self) -> Vec<usize> {
         let mut last = HashMap::with_capacity(self.votes.len());
@@ -303,4 +360,9 @@ impl Votes {
         standing.sort_unstable();
         standing
     }
+}
+
+/// 0 (second better), 1 (tie), 2 (first better).
+fn side_level(strength: i8) -> usize {
+    (1 + strength.signum()) as usize
 }

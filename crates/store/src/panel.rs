@@ -62,7 +62,8 @@ fn model_labels(judgements: &[Judgement], prior: CrowdPrior) -> Result<ModelLabe
     Ok(ModelLabels { description, probability_a })
 }
 
-/// Votes for the statistics, in the order of the judgements; `known` turns calibration votes into right and wrong ones.
+/// Votes for the statistics, in the order of the judgements; `known` turns calibration votes into right and wrong ones, and repeats are
+/// second answers, which replace none.
 ///
 /// Responses are named by their model, so that models can be ranked; where one prompt has several comparisons of the same two models
 /// (several samples of each) the names get a number, so that different comparisons stay different.
@@ -124,7 +125,11 @@ fn push(
         duration_ms: judgement.work_ms.and_then(|ms| u64::try_from(ms).ok()),
         known: expected.map(turned).and_then(stated),
     };
-    votes.push(&row).map_err(|error| StoreError::Damaged {
+    let pushed = match judgement.kind {
+        Kind::Repeat => votes.push_repeat(&row),
+        Kind::Work | Kind::Calibration => votes.push(&row),
+    };
+    pushed.map_err(|error| StoreError::Damaged {
         place: format!("vote {}", judgement.seq),
         found: error.to_string(),
     })
@@ -153,6 +158,8 @@ fn stated(answer: Answer) -> Option<Stated> {
 
 #[cfg(test)]
 mod tests {
+    use polity_stats::panel::{PanelSettings, panel_report};
+
     use super::*;
 
     fn judgement(seq: i64, comparison: &str, annotator: &str, overall: &str, a_was_left: bool) -> Judgement {
@@ -210,6 +217,31 @@ mod tests {
         wrong.overall = "right2".parse().unwrap();
         let votes = panel_votes(&[wrong], &known).unwrap();
         assert_eq!(votes.calibration.iter().map(|vote| vote.right).collect::<Vec<_>>(), [true]);
+    }
+
+    /// A repeat is beside the first answer, with its sides swapped, and never instead of it; without a first answer it says nothing.
+    #[test]
+    fn a_repeat_measures_consistency_and_replaces_nothing() {
+        let again = |judgement| Judgement { kind: Kind::Repeat, ..judgement };
+        let judgements = [
+            judgement(1, "x", "ann", "left2", true),
+            judgement(2, "y", "ann", "right1", true),
+            judgement(3, "z", "ann", "withdrawn", true),
+            judgement(4, "x", "ben", "left1", false),
+            again(judgement(5, "x", "ann", "right3", false)),
+            again(judgement(6, "y", "ann", "right3", false)),
+            again(judgement(7, "z", "ann", "left1", false)),
+        ];
+        let votes = panel_votes(&judgements, &[]).unwrap();
+        assert_eq!(votes.votes.iter().map(|vote| vote.strength).collect::<Vec<_>>(), [2, -1, 1]);
+        let report = panel_report(&votes, &PanelSettings::usual(0));
+        let counts = &report.counts;
+        assert_eq!((counts.votes, counts.superseded, counts.repeats, counts.comparisons), (3, 0, 2, 2));
+        let ann = &report.annotators[0];
+        assert_eq!((ann.votes, ann.self_consistency.same, ann.self_consistency.repeats), (2, 1, 2));
+        // Of x, which both judged, ann's first answer is compared with ben's.
+        let raw = report.figures.iter().find(|figure| figure.name == "raw_agreement").unwrap();
+        assert_eq!(raw.value.as_ref().unwrap().estimate, 1.0);
     }
 
     /// Three annotators who look and one who always takes the left side: the model believes the three, whatever side was shown.

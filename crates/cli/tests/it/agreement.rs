@@ -97,6 +97,19 @@ fn every_format_says_the_same() {
     let piped = polity_with(["agreement", "-d", "-", "--json", "--resamples", "100"], ROWS.as_bytes()).ok();
     assert_eq!(serde_json::from_str::<Value>(&piped.stdout).unwrap(), first);
 
+    // Ann is shown p1 again and changes sides: that is said of her, and the vote stands.
+    let again = r#"{"prompt":"p1","left":"b","right":"a","annotator":"ann","answer":"left","repeat":true}"#;
+    let repeated = report(&["--data", &write("repeat.jsonl", &format!("{ROWS}{again}\n"))]);
+    assert_eq!(figure(&repeated, "self_consistency")["estimate"], 0.0);
+    assert_eq!((&repeated["counts"]["repeats"], &repeated["counts"]["superseded"]), (&json!(1), &json!(0)));
+    assert_eq!(figure(&repeated, "raw_agreement"), figure(&first, "raw_agreement"));
+    let replaced =
+        report(&["--data", &write("again.jsonl", &format!("{ROWS}{}\n", again.replace("true", "false")))]);
+    assert_eq!(
+        (&replaced["counts"]["superseded"], figure(&replaced, "raw_agreement")["estimate"].as_f64()),
+        (&json!(1), Some(0.0))
+    );
+
     let labels = text(&dir.path().join("soft.jsonl"));
     report(&["--data", &lines, "--labels", &labels]);
     let rows: Vec<Value> = fs::read_to_string(&labels)

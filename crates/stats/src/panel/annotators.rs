@@ -90,6 +90,7 @@ pub(super) fn reports(
     votes: &Votes,
     sides: &Table,
     standing: &[usize],
+    consistency: &[SelfConsistency],
     crowd: Option<&CrowdPairs>,
     settings: &PanelSettings,
 ) -> Vec<AnnotatorReport> {
@@ -125,7 +126,7 @@ pub(super) fn reports(
                     .and(crowd)
                     .and_then(|crowd| crowd.interval(w, settings.confidence)),
                 side_bias: biases[w],
-                self_consistency: sides.self_consistency()[w],
+                self_consistency: consistency[w],
                 speed: speed(votes, &own[w], &with[w], settings.fast_ms),
                 calibration: calibrations[w],
                 drift: drifts[w],

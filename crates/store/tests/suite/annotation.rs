@@ -258,6 +258,13 @@ on_each! {
         let is_repeat: Vec<bool> = kinds.iter().map(|kind| *kind == Kind::Repeat).collect();
         // Four votes, so that three lie after the first; from then on an own vote is always far enough back.
         assert_eq!(is_repeat, [false, false, false, false, true, true, true, true]);
+        // Left twice with the sides swapped is another answer each time. The first ones stand, here and in a dataset.
+        let votes = panel_votes(&store.judgements(JudgementFilter::default()).await.unwrap(), &[]).unwrap();
+        assert_eq!((votes.votes.len(), votes.standing().len(), votes.repeats.len()), (4, 4, 4));
+        assert!(votes.self_consistency(&votes.sides()).iter().all(|own| (own.same, own.repeats) == (0, 4)));
+        store.freeze(crate::dataset::freeze("once"), "cli", T0).await.unwrap();
+        let rows = store.dataset_rows("once", 0, 100).await.unwrap();
+        assert_eq!(rows.iter().map(|row| row.row.a_votes + row.row.b_votes).collect::<Vec<_>>(), [1; 4]);
     }
 
     async fn scores_are_followed_with_a_random_share(fixture: Fixture) {

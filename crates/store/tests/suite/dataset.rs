@@ -8,7 +8,7 @@ use proptest::prelude::*;
 use crate::backends::*;
 use crate::on_each;
 
-fn freeze(name: &str) -> Freeze {
+pub fn freeze(name: &str) -> Freeze {
     Freeze { name: name.into(), labels: LabelRule::Soft, machine_votes: false, votes_min: 1, model: None }
 }
 
