@@ -7,6 +7,7 @@
 //! Not here: what the markdown means (`pulldown-cmark`).
 
 use maud::{Markup, PreEscaped, html};
+use polity_chart::escape;
 use polity_rows::{Message, Text};
 use polity_store::Content;
 use pulldown_cmark::{CowStr, Event, LinkType, Options, Parser, Tag, TagEnd};
@@ -29,7 +30,7 @@ pub(crate) fn markdown(source: &str) -> Markup {
             ours(url.map_or_else(String::new, |url| {
                 format!(
                     "<a href=\"{}\" rel=\"nofollow noopener noreferrer\" target=\"_blank\">",
-                    escaped(&url)
+                    escape(&url)
                 )
             }))
         }
@@ -37,7 +38,7 @@ pub(crate) fn markdown(source: &str) -> Markup {
             ours(if open_links.pop() == Some(true) { "</a>".into() } else { String::new() })
         }
         Event::Start(Tag::Image { dest_url, .. }) => {
-            ours(format!("<span class=\"image\">[image {}: ", escaped(&dest_url)))
+            ours(format!("<span class=\"image\">[image {}: ", escape(&dest_url)))
         }
         Event::End(TagEnd::Image) => ours("]</span>".into()),
         // Headings of a response must not become headings of our page; they are shown as such by their class.
@@ -66,21 +67,6 @@ fn address(url: &str, link_type: LinkType) -> Option<String> {
     let url = if link_type == LinkType::Email { format!("mailto:{url}") } else { url.to_owned() };
     let lower = url.to_ascii_lowercase();
     ["https://", "http://", "mailto:"].iter().any(|scheme| lower.starts_with(scheme)).then_some(url)
-}
-
-fn escaped(text: &str) -> String {
-    let mut out = String::with_capacity(text.len());
-    for c in text.chars() {
-        match c {
-            '&' => out.push_str("&amp;"),
-            '<' => out.push_str("&lt;"),
-            '>' => out.push_str("&gt;"),
-            '"' => out.push_str("&quot;"),
-            '\'' => out.push_str("&#39;"),
-            c => out.push(c),
-        }
-    }
-    out
 }
 
 /// Marks of reading direction and other invisible controls as `�`; a model could hide words with them.
@@ -210,5 +196,10 @@ mod tests {
     #[test]
     fn marks_of_direction_are_made_visible() {
         check("a\u{202e}b\u{0}", "<p>a\u{fffd}b\u{fffd}</p>\n");
+        // As an entity a control character reaches the address after the text was looked at.
+        check(
+            "![what](https://x.org/&#1;.png)",
+            "<p><span class=\"image\">[image https://x.org/\u{fffd}.png: what]</span></p>\n",
+        );
     }
 }
