@@ -475,7 +475,7 @@ pub struct GateArgs {
     /// The candidate: a model directory, or the beginning of its hash
     #[arg(value_name = "MODEL", value_hint = ValueHint::DirPath, required_unless_present_any = ["simulate", "show_policy"])]
     pub model: Option<String>,
-    /// What must be shown, as TOML; or `default`, `reward-model`, which ship; the default policy if left out
+    /// What must be shown, as TOML; or `default` or `reward-model`, which ship. If left out: `reward-model` for a reward model's measures, else `default`
     #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
     pub policy: Option<PathBuf>,
     /// A file of measures, or a directory with some; repeat for more
@@ -491,7 +491,7 @@ pub struct GateArgs {
     /// Show how likely the policy is to pass what; measures, if given, say how values spread
     #[arg(long)]
     pub simulate: bool,
-    /// Print the policy (the default one, unless --policy names another), with the reason for each number
+    /// Print the policy (`default`, unless --policy names another), with the reason for each number
     #[arg(long, conflicts_with = "simulate")]
     pub show_policy: bool,
     /// Prompts to simulate for each criterion; its n_min if left out

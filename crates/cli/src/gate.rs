@@ -12,7 +12,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use polity_eval::Evaluation;
-use polity_eval::acceptance::ACCEPTANCE_POLICY;
+use polity_eval::acceptance::{ACCEPTANCE_POLICY, is_acceptance};
 use polity_eval::gate::{
     Assumptions, CriterionVerdict, DEFAULT_POLICY, Decision, Models, Policy, PolicyPower, Verdict, judge,
     simulate,
@@ -35,13 +35,16 @@ const COLUMNS: usize = 80;
 
 /// Runs the verb.
 pub fn run(args: &GateArgs, ui: &Ui) -> CommandResult {
-    let (policy, policy_text) = policy(args.policy.as_deref())?;
     if args.show_policy {
-        return to_stdout(|out| out.write_all(policy_text.as_bytes()));
+        let (_, text) = policy(args.policy.as_deref())?;
+        return to_stdout(|out| out.write_all(text.as_bytes()));
     }
     let (files, evaluations): (Vec<PathBuf>, Vec<Evaluation>) =
         evaluations(&args.measures)?.into_iter().unzip();
     let models = args.model.as_deref().map(|model| models(model, args, &evaluations)).transpose()?;
+    let named = args.policy.as_deref();
+    let usual = || accepts(models.as_ref()?, &evaluations).then_some(Path::new(REWARD_MODEL));
+    let (policy, policy_text) = policy(named.or_else(usual))?;
     if args.simulate {
         let assume = Assumptions {
             prompts: args.prompts,
@@ -160,6 +163,13 @@ pub fn policy(file: Option<&Path>) -> CommandResult<(Policy, String)> {
     Ok((Policy::parse(file, &text)?, text))
 }
 
+/// Whether it is a reward model that is judged: all that was measured of the candidate are acceptances.
+fn accepts(models: &Models, evaluations: &[Evaluation]) -> bool {
+    let mut of_candidate =
+        evaluations.iter().filter(|evaluation| evaluation.model == models.candidate).peekable();
+    of_candidate.peek().is_some() && of_candidate.all(is_acceptance)
+}
+
 /// Every file named, and every `.json` in a directory named, in the order of their names.
 pub fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<(PathBuf, Evaluation)>> {
     let mut found = Vec::new();
@@ -168,11 +178,7 @@ pub fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<(PathBuf, Evaluation)
             found.push((path.clone(), Evaluation::read(path)?));
             continue;
         }
-        let read = |source| polity_eval::EvalError::Read { file: path.clone(), source };
-        let entries: Vec<_> = fs::read_dir(path).and_then(Iterator::collect).map_err(read)?;
-        let mut files: Vec<PathBuf> = entries.iter().map(|entry: &fs::DirEntry| entry.path()).collect();
-        files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
-        files.sort();
+        let files = json_files(path)?;
         if files.is_empty() {
             return Err(CommandError::bad_input(format!(
                 "{}: no .json file in this directory",
@@ -186,6 +192,16 @@ pub fn evaluations(paths: &[PathBuf]) -> CommandResult<Vec<(PathBuf, Evaluation)
         }
     }
     Ok(found)
+}
+
+/// Every `.json` in a directory, in the order of their names.
+pub fn json_files(dir: &Path) -> CommandResult<Vec<PathBuf>> {
+    let read = |source| polity_eval::EvalError::Read { file: dir.to_owned(), source };
+    let entries: Vec<_> = fs::read_dir(dir).and_then(Iterator::collect).map_err(read)?;
+    let mut files: Vec<PathBuf> = entries.iter().map(|entry: &fs::DirEntry| entry.path()).collect();
+    files.retain(|file| file.extension().is_some_and(|extension| extension == "json"));
+    files.sort();
+    Ok(files)
 }
 
 fn models(candidate: &str, args: &GateArgs, evaluations: &[Evaluation]) -> CommandResult<Models> {

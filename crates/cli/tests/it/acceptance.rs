@@ -206,9 +206,14 @@ fn a_model_that_learnt_length_is_refused_for_that_reason() {
     let widest = run.stdout.lines().filter(|line| !line.contains('/')).map(|line| line.chars().count()).max();
     assert!(widest <= Some(80), "{widest:?} columns:\n{}", run.stdout);
     says(
-        &lab.run("gate DIR/reward/model --policy reward-model --measures DIR/measures"),
+        &lab.run("gate DIR/reward/model --measures DIR/measures"),
         3,
-        &["the gate's verdict is fail", "beats-longer-wins"],
+        &["under policy reward-model", "the gate's verdict is fail", "beats-longer-wins"],
+    );
+    says(
+        &lab.run("gate DIR/reward/model --policy default --measures DIR/measures"),
+        4,
+        &["under policy default"],
     );
 
     let why = [

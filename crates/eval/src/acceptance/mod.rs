@@ -28,11 +28,18 @@ pub use pairs::{ScoredPair, ensemble_measures, pair_measures};
 pub use probes::{OPENINGS_WORDS, ProbedPair, first_half, opening, probe_measures, twice};
 pub use record::Acceptance;
 
-use crate::{EvalError, Item, Measure};
+use crate::{EvalError, Evaluation, Item, Measure};
 
 /// The policy that ships for reward models: `polity gate R --policy reward-model`.
 pub const ACCEPTANCE_POLICY: &str = include_str!("policy.toml");
 
+/// Whether an evaluation is a reward model's acceptance: every one has its pairs swapped, and no other evaluation has.
+pub fn is_acceptance(evaluation: &Evaluation) -> bool {
+    evaluation.measures.iter().any(|measure| measure.name == SWAP_NEGATES)
+}
+
+/// The measure that every acceptance has.
+const SWAP_NEGATES: &str = "swap_negates";
 /// Coverage of the measures' intervals.
 const CONFIDENCE: f64 = 0.95;
 const SHARE: Option<[f64; 2]> = Some([0.0, 1.0]);

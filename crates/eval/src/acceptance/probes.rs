@@ -12,7 +12,7 @@
 //!
 //! The first two are properties of the program, the rest of what the model learnt. Not here: scoring the texts.
 
-use super::{Found, Name, credit};
+use super::{Found, Name, SWAP_NEGATES, credit};
 
 /// How many words [`opening`] keeps, for `accuracy_of_opening`.
 pub const OPENINGS_WORDS: [usize; 2] = [5, 20];
@@ -50,7 +50,7 @@ pub fn probe_measures(pairs: &[ProbedPair]) -> Found {
     };
     let exact = |holds: bool| Some(f64::from(holds));
     put(Name::share("identical_tie"), &|pair| exact(pair.identical == 0.0));
-    put(Name::share("swap_negates"), &|pair| exact(pair.swapped == -pair.margin));
+    put(Name::share(SWAP_NEGATES), &|pair| exact(pair.swapped == -pair.margin));
     put(Name::share("space_agreement"), &|pair| exact(credit(pair.spaced) == credit(pair.margin)));
     put(Name::share("beats_empty"), &|pair| Some(credit(pair.better - pair.empty?)));
     put(Name::share("whole_beats_half"), &|pair| Some(credit(pair.better - pair.half)));
