@@ -1,7 +1,7 @@
 //! What is known of a reward model before a policy is optimised against it.
 //!
-//! `polity eval` leaves `NAME.acceptance.json` beside the reward model's directory `NAME`; inside a project `polity gate` puts its verdict into the
-//! ledger. Both are bound to the model by its hash; the newer one counts.
+//! `polity eval` leaves a file for each suite, settings and policy in `NAME.acceptance/` beside the reward model's directory `NAME`; inside a
+//! project `polity gate` puts its verdict into the ledger. All are bound to the model by its hash; the newest one counts.
 //!
 //! | the verdict | `polity train ppo` |
 //! |---|---|
@@ -19,12 +19,13 @@ use polity_eval::gate::{Decision, Verdict};
 use polity_train::run::{Input, RewardAcceptance};
 
 use crate::error::{CommandError, CommandResult, Kind};
+use crate::gate::json_files;
 use crate::project::Project;
 use crate::record::short;
 use crate::ui::Ui;
 
-/// End of the name of the file beside a reward model.
-const SUFFIX: &str = ".acceptance.json";
+/// End of the name of the directory beside a reward model.
+const SUFFIX: &str = ".acceptance";
 
 /// What a run should know.
 #[derive(Default)]
@@ -35,8 +36,8 @@ pub struct Before {
     pub warnings: Vec<String>,
 }
 
-/// The file beside a reward model; never in its directory, whose hash covers every file.
-pub fn file_of(model: &Path) -> CommandResult<PathBuf> {
+/// The directory beside a reward model; never in its own, whose hash covers every file.
+pub fn dir_of(model: &Path) -> CommandResult<PathBuf> {
     let whole = model
         .canonicalize()
         .map_err(|error| CommandError::bad_input(format!("cannot find {}: {error}", model.display())))?;
@@ -101,7 +102,7 @@ fn verdict_on(
     warn: &mut impl FnMut(String),
     ui: &Ui,
 ) -> CommandResult<Option<Verdict>> {
-    let file = file_of(model)?;
+    let dir = dir_of(model)?;
     let project = match Project::around(out) {
         Some(Ok(project)) => Some(project),
         Some(Err(error)) => {
@@ -110,30 +111,39 @@ fn verdict_on(
         }
         None => None,
     };
-    if !file.exists() && project.is_none() {
+    if !dir.exists() && project.is_none() {
         return Ok(None);
     }
     let hash = Input::hash("reward_model", model)?.blake3;
-    let beside = match file.exists() {
-        true => Some(Acceptance::read(&file)?),
-        false => None,
+    let all = all_in(&dir)?;
+    let newest = |of_this: bool| {
+        let found = all.iter().filter(|made| (made.verdict.candidate == hash) == of_this);
+        found.max_by_key(|made| made.made_unix_ms).cloned()
     };
-    if let Some(other) = beside.as_ref().filter(|beside| beside.verdict.candidate != hash) {
+    let beside = newest(true);
+    if let (None, Some(other)) = (&beside, newest(false)) {
         warn(format!(
             "{} is of model {}, not of what is in {} now ({})",
-            file.display(),
+            dir.display(),
             short(&other.verdict.candidate),
             model.display(),
             short(&hash)
         ));
     }
-    let beside = beside.filter(|beside| beside.verdict.candidate == hash);
     let recorded = project.map(|project| recorded(&project, &hash)).transpose()?.flatten();
     Ok(match (beside, recorded) {
         (Some(beside), Some((at_ms, recorded))) if at_ms > beside.made_unix_ms => Some(recorded),
         (Some(beside), _) => Some(beside.verdict),
         (None, recorded) => recorded.map(|(_, verdict)| verdict),
     })
+}
+
+/// Every acceptance in a directory that may not be there.
+fn all_in(dir: &Path) -> CommandResult<Vec<Acceptance>> {
+    if !dir.exists() {
+        return Ok(Vec::new());
+    }
+    json_files(dir)?.iter().map(|file| Ok(Acceptance::read(file)?)).collect()
 }
 
 /// The newest verdict in a project's ledger, and when it was given.

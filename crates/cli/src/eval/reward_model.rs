@@ -8,6 +8,7 @@
 //! Not here: what scores mean (`polity_eval::acceptance`), best-of-n and curves (`hacking`), the verdict (`gate`).
 
 use std::collections::{HashMap, HashSet};
+use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -22,7 +23,7 @@ use polity_train::settings::Precision;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
-use super::shelf::{Found, Shelf};
+use super::shelf::{self, Found, Shelf};
 use super::training::Training;
 use super::{hacking, print, training};
 use crate::acceptance;
@@ -35,6 +36,7 @@ use crate::input::{self, CompletionIds};
 use crate::measure::scores;
 use crate::model::Loaded;
 use crate::output::{json_to_stdout, to_stdout};
+use crate::record::short;
 use crate::settings::{Read, Settings, Uses};
 use crate::ui::{Ui, plural};
 
@@ -82,7 +84,7 @@ pub fn accept(
         Ok(())
     })?;
     let made = Acceptance::new(policy, &policy_text, found.evaluation.clone(), unix_ms())?;
-    let file = leave_beside(args, &made, ui)?;
+    let file = leave_beside(args, &suite, &made, ui)?;
     Ok(Accepted { found, missing, made, file })
 }
 
@@ -411,10 +413,18 @@ fn ensemble(
     Ok(ensemble_measures(&shared, &margins))
 }
 
-/// Writes the acceptance beside the model, if that place can be written to.
-fn leave_beside(args: &EvalArgs, made: &Acceptance, ui: &Ui) -> CommandResult<Option<PathBuf>> {
-    let file = acceptance::file_of(&args.model)?;
-    match made.write(&file) {
+/// Writes the acceptance beside the model, if that place can be written to. Another suite, setting or policy is another file.
+fn leave_beside(
+    args: &EvalArgs,
+    suite: &Suite,
+    made: &Acceptance,
+    ui: &Ui,
+) -> CommandResult<Option<PathBuf>> {
+    let dir = acceptance::dir_of(&args.model)?;
+    let name = shelf::name(suite, &made.evaluation);
+    let file = dir.join(format!("{name}-{}.json", short(&made.verdict.policy_hash)));
+    let made_dir = fs::create_dir_all(&dir).map_err(CommandError::failed);
+    match made_dir.and_then(|()| Ok(made.write(&file)?)) {
         Ok(()) => Ok(Some(file)),
         Err(error) => {
             ui.warn(&format!("polity train ppo will not know of this: {error}"));

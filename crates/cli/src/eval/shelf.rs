@@ -82,7 +82,8 @@ impl<'d> Shelf<'d> {
     }
 }
 
-fn name(suite: &Suite, evaluation: &Evaluation) -> String {
+/// `SUITE-MODEL-KEY`.
+pub fn name(suite: &Suite, evaluation: &Evaluation) -> String {
     let safe = |c: char| if c.is_alphanumeric() || matches!(c, '-' | '_' | '.') { c } else { '-' };
     let suite: String = suite.name.chars().map(safe).collect();
     format!("{suite}-{}-{}", short(&evaluation.model), short(&evaluation.key()))

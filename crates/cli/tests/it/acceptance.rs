@@ -1,10 +1,12 @@
 //! Reward-model acceptance through the binary: an honest model passes, one that learnt length alone is refused for that reason, too few pairs say
 //! nothing, and `train ppo` knows.
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
+use polity_eval::acceptance::ACCEPTANCE_POLICY;
 use serde_json::{Value, json};
 
 use crate::support::{Run, polity, stories, text};
@@ -93,6 +95,12 @@ impl Lab {
         serde_json::from_str(&run.stdout).unwrap()
     }
 
+    /// The files beside the reward model.
+    fn acceptances(&self) -> Vec<PathBuf> {
+        let entries = fs::read_dir(self.path("reward/model.acceptance")).unwrap();
+        entries.map(|entry| entry.unwrap().path()).collect()
+    }
+
     /// One step of PPO against the reward model.
     fn ppo(&self, out: &str, more: &[&str]) -> Run {
         let words = format!(
@@ -145,6 +153,21 @@ fn an_honest_model_passes_and_too_few_pairs_say_nothing() {
     says(&run, 0, &["--override-acceptance overrides nothing: the verdict is pass"]);
     let acceptance = &lab.manifest("ppo")["acceptance"];
     assert_eq!((&acceptance["verdict"], &acceptance["overridden"]), (&json!("pass"), &Value::Null));
+
+    // Another suite or policy leaves the others' files as they are, and the newest of them counts.
+    let failing = ACCEPTANCE_POLICY.replace("limit = 0.10", "limit = -0.5");
+    lab.write("strict.toml", &failing.replace("reward-model", "strict"));
+    let strict = lab.measured("--suite DIR/suite.toml --policy DIR/strict.toml");
+    let files: Vec<&str> =
+        [&few, &said, &strict].map(|said| said["acceptance"]["file"].as_str().unwrap()).to_vec();
+    assert_eq!(lab.acceptances().iter().map(|file| text(file)).collect::<BTreeSet<_>>().len(), 3);
+    let verdicts = files.iter().map(|file| {
+        let said: Value = serde_json::from_slice(&fs::read(file).unwrap()).unwrap();
+        said["verdict"]["verdict"].as_str().unwrap().to_owned()
+    });
+    assert_eq!(verdicts.collect::<Vec<_>>(), ["inconclusive", "pass", "fail"]);
+    says(&lab.ppo("strict", &[]), 3, &["failed its acceptance under policy strict"]);
+    fs::remove_file(files[2]).unwrap();
 
     // The same again is found; another member, candidates and a curve are another evaluation.
     assert_eq!(lab.measured("--suite DIR/suite.toml")["known"], true);
@@ -237,13 +260,14 @@ fn a_model_that_learnt_length_is_refused_for_that_reason() {
     assert!(acceptance["reasons"][0].as_str().unwrap().starts_with("beats-longer-wins"), "{acceptance}");
 
     // A verdict that was edited is found out, and one of other weights counts for nothing.
-    let file = lab.path("reward/model.acceptance.json");
-    let whole = fs::read_to_string(&file).unwrap();
+    let files = lab.acceptances();
+    let [file] = files.as_slice() else { panic!("one file, not {files:?}") };
+    let whole = fs::read_to_string(file).unwrap();
     let edited = whole.replace("\"verdict\":{\"verdict\":\"fail\"", "\"verdict\":{\"verdict\":\"pass\"");
     assert_ne!(edited, whole);
-    fs::write(&file, edited).unwrap();
+    fs::write(file, edited).unwrap();
     says(&lab.ppo("edited", &[]), 2, &["judged again it is fail", "polity eval"]);
-    fs::write(&file, &whole).unwrap();
+    fs::write(file, &whole).unwrap();
     let config = lab.path("reward/model/config.json");
     let before = fs::read_to_string(&config).unwrap();
     fs::write(&config, format!("{before}\n")).unwrap();
@@ -251,7 +275,7 @@ fn a_model_that_learnt_length_is_refused_for_that_reason() {
     fs::write(&config, before).unwrap();
 
     // Inside a project the ledger knows it too, without the file.
-    fs::remove_file(&file).unwrap();
+    fs::remove_file(file).unwrap();
     lab.run("init DIR/p").ok();
     says(
         &lab.run("gate DIR/reward/model --policy reward-model --measures DIR/measures --project DIR/p"),
