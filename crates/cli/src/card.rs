@@ -490,6 +490,30 @@ mod tests {
     use super::*;
 
     #[test]
+    fn what_was_known_of_a_reward_model_is_said_with_its_override() {
+        let mut known = RewardAcceptance {
+            verdict: "pass".into(),
+            policy: "reward-model".into(),
+            policy_blake3: "0123456789abcdef".repeat(4),
+            reasons: vec!["better-than-chance: at least 0.6".into(), "calibrated: at most 0.1".into()],
+            overridden: None,
+        };
+        assert_eq!(
+            accepted("runs/ppo", &known),
+            "The reward model of runs/ppo: acceptance **pass** under the policy reward-model (`0123456789ab`): \
+             better-than-chance: at least 0.6; calibrated: at most 0.1."
+        );
+        known.verdict = "fail".into();
+        known.reasons = vec!["calibrated: at least 0.2".into()];
+        known.overridden = Some("a <b>test</b>".into());
+        assert_eq!(
+            accepted("runs/ppo", &known),
+            "The reward model of runs/ppo: acceptance **fail** under the policy reward-model (`0123456789ab`): \
+             calibrated: at least 0.2. **Overridden**: a \\<b\\>test\\</b\\>"
+        );
+    }
+
+    #[test]
     fn names_are_text_in_yaml_and_in_tables() {
         assert_eq!(quoted("a: \"b\"\n- c"), r#""a: \"b\"\n- c""#);
         assert_eq!(plain("a|b\n<i>"), "a\\|b \\<i\\>");

@@ -9,6 +9,8 @@ use std::path::PathBuf;
 use polity_eval::acceptance::ACCEPTANCE_POLICY;
 use serde_json::{Value, json};
 
+use crate::gate::{evaluation, polity_hash};
+use crate::release::POLICY;
 use crate::support::{Run, polity, stories, text};
 
 const WORDS: [&str; 20] = [
@@ -289,4 +291,21 @@ fn a_model_that_learnt_length_is_refused_for_that_reason() {
         0,
         &["overridden: we need a bad one", "verdict fail", "policy reward-model"],
     );
+
+    // And so does the card of what came out of it.
+    lab.write("release.toml", POLICY);
+    let won = evaluation(&polity_hash(&lab.path("p/runs/ppo/model")), 70, 300);
+    lab.write("won.json", &won.to_string());
+    lab.run("gate DIR/p/runs/ppo/model --project DIR/p --policy DIR/release.toml --measures DIR/won.json")
+        .ok();
+    lab.run("release DIR/p/runs/ppo/model --project DIR/p --channel production").ok();
+    let card = fs::read_to_string(lab.path("p/releases/production-1/README.md")).unwrap();
+    let line = card.lines().find(|line| line.starts_with("The reward model of runs/ppo: ")).unwrap();
+    for part in [
+        "acceptance **fail** under the policy reward-model",
+        "beats-longer-wins",
+        "**Overridden**: we need a bad one",
+    ] {
+        assert!(line.contains(part), "no {part:?} in: {line}");
+    }
 }
