@@ -33,6 +33,9 @@
 //! | text | `text` |
 //! | preference | `prompt`, `first`, `second`, `better`: 1 or 2; or `chosen`, `rejected`, with or without `prompt` and `label`, as for training |
 //!
+//! `prompt` is a text, or a list of messages `{role, content}`, which a model's chat template takes as they are; `chosen` and `rejected` are then one
+//! message of the assistant's.
+//!
 //! A pair may have `first_votes` and `second_votes`: how many people preferred which. `label` is the share who prefer the chosen one; where it is
 //! ½ neither is better, and the row is left out.
 //!
@@ -45,7 +48,7 @@ use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
-use polity_rows::{FromRow, Pair, PreferenceRow, Row, Text};
+use polity_rows::{FromRow, Message, Pair, PreferenceRow, Prompt, PromptRow, Row, Text};
 use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
@@ -197,6 +200,8 @@ pub(crate) fn number(text: &str) -> Option<f64> {
 
 /// Where a template has the prompt.
 const PROMPT: &str = "{prompt}";
+/// The value that holds a prompt's messages, as JSON.
+const MESSAGES: &str = "messages";
 
 /// One row, by the keys of its kind.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -205,8 +210,16 @@ pub struct SuiteRow {
     pub id: String,
     /// What its measures are broken down by.
     pub category: Option<String>,
-    /// `prompt`, `answer` and so on.
+    /// `prompt`, `answer` and so on; of a prompt in messages, its text.
     pub values: BTreeMap<&'static str, String>,
+}
+
+impl SuiteRow {
+    /// The prompt's messages, where the suite has it in messages.
+    pub fn messages(&self) -> Option<Vec<Message>> {
+        let messages = self.values.get(MESSAGES)?;
+        Some(serde_json::from_str(messages).expect("written when the suite was read"))
+    }
 }
 
 #[derive(Deserialize)]
@@ -230,6 +243,11 @@ struct RawSuite {
 }
 
 impl Suite {
+    /// Whether it has prompts in messages, which only a chat template can put to a model.
+    pub fn has_messages(&self) -> bool {
+        self.rows.iter().any(|row| row.values.contains_key(MESSAGES))
+    }
+
     /// Reads a suite and its rows.
     pub fn read(file: &Path) -> Result<Suite, EvalError> {
         let text = std::fs::read_to_string(file)
@@ -334,13 +352,20 @@ impl RawSuite {
         reader: &Reader,
     ) -> Result<Option<SuiteRow>, String> {
         let get = |key: &str| self.get(row, key);
-        let ranked = self.kind == Kind::Preference && get("first")?.is_none() && get("chosen")?.is_some();
+        let has = |key: &str| row.get(self.column(key)).is_some_and(|value| !value.is_null());
+        let ranked = self.kind == Kind::Preference && !has("first") && has("chosen");
         let mut values = BTreeMap::new();
         if ranked {
             let Some(pair) = self.ranked(number, row)? else { return Ok(None) };
             values.extend(pair);
         }
+        let messages = if ranked { None } else { self.messages(number, row)? };
+        let in_messages = messages.is_some();
+        values.extend(messages.into_iter().flat_map(in_chat));
         for &key in if ranked { &[] } else { self.kind.keys() } {
+            if key == "prompt" && in_messages {
+                continue;
+            }
             let value = get(key)?.ok_or_else(|| match self.columns.get(key) {
                 Some(column) => format!("`{}` is missing, the column of `{key}`", column.get_ref()),
                 None => format!("`{key}` is missing; name its column in [columns] if it has another name"),
@@ -353,6 +378,15 @@ impl RawSuite {
         }
         for &key in self.kind.optional_keys() {
             values.extend(get(key)?.map(|value| (key, value)));
+        }
+        if values.contains_key(MESSAGES) {
+            let what = "`prompt` is a list of messages";
+            if self.template.is_some() {
+                return Err(format!("{what}, and `template` goes around texts; write it into the messages"));
+            }
+            if self.chat == Some(false) {
+                return Err(format!("{what}, and `chat = false` asks in plain text"));
+            }
         }
         for (&key, value) in &values {
             self.kind.check(key, value).map_err(|expected| {
@@ -385,12 +419,24 @@ impl RawSuite {
         self.columns.get(key).map_or(key, |column| column.get_ref().as_str())
     }
 
+    /// The prompt, if it is a list of messages.
+    fn messages(&self, number: usize, row: &Map<String, Value>) -> Result<Option<Vec<Message>>, String> {
+        let prompt = row.get(self.column("prompt")).filter(|prompt| prompt.is_array());
+        let Some(prompt) = prompt.filter(|_| self.kind.keys().contains(&"prompt")) else { return Ok(None) };
+        let value = Map::from_iter([("prompt".to_owned(), prompt.clone())]);
+        let read = PromptRow::from_row(Row { index: number, line: None, value }, &self.rows);
+        match read.map_err(|error| error.to_string())?.prompt {
+            Prompt::Text(Text::Messages(messages)) => Ok(Some(messages)),
+            Prompt::Text(Text::Plain(_)) | Prompt::Ids(_) => Ok(None),
+        }
+    }
+
     /// A pair as trainers read it, with its prompt: the better one first.
     fn ranked(
         &self,
         number: usize,
         row: &Map<String, Value>,
-    ) -> Result<Option<[(&'static str, String); 4]>, String> {
+    ) -> Result<Option<Vec<(&'static str, String)>>, String> {
         let keys = ["prompt", "chosen", "rejected", "label"];
         let value: Map<String, Value> = keys
             .into_iter()
@@ -398,20 +444,47 @@ impl RawSuite {
             .collect();
         let row = Row { index: number, line: None, value };
         let read = PreferenceRow::from_row(row, &self.rows).map_err(|error| error.to_string())?;
-        let Pair::Text {
-            prompt: Text::Plain(prompt),
-            chosen: Text::Plain(first),
-            rejected: Text::Plain(second),
-        } = read.pair
-        else {
-            return Err("messages instead of text; write the prompt and both responses as text".into());
+        let Pair::Text { prompt, chosen, rejected } = read.pair else {
+            return Err("token ids instead of text; write the prompt and both responses as text".into());
         };
+        let mut values = match prompt {
+            Text::Plain(prompt) => vec![("prompt", prompt)],
+            Text::Messages(messages) => in_chat(messages).to_vec(),
+        };
+        values.extend([("first", response(chosen)?), ("second", response(rejected)?)]);
         let better = match read.label.unwrap_or(1.0).total_cmp(&0.5) {
             Ordering::Greater => "1",
             Ordering::Less => "2",
             Ordering::Equal => return Ok(None),
         };
-        Ok(Some([("prompt", prompt), ("first", first), ("second", second), ("better", better.into())]))
+        values.push(("better", better.into()));
+        Ok(Some(values))
+    }
+}
+
+/// A prompt in messages as values: its text, and the messages. The text of one user's message is what it says, of more with who speaks.
+fn in_chat(messages: Vec<Message>) -> [(&'static str, String); 2] {
+    let text = match messages.as_slice() {
+        [only] if only.role == "user" => only.content.clone(),
+        all => {
+            let spoken = all.iter().map(|message| format!("[{}] {}", message.role, message.content));
+            spoken.collect::<Vec<_>>().join("\n\n")
+        }
+    };
+    [("prompt", text), (MESSAGES, serde_json::to_string(&messages).expect("messages are JSON"))]
+}
+
+/// A response as text.
+fn response(response: Text) -> Result<String, String> {
+    match response {
+        Text::Plain(text) => Ok(text),
+        Text::Messages(messages) => match messages.as_slice() {
+            [only] if only.extra.is_empty() => Ok(only.content.clone()),
+            _ => Err(
+                "a response of several messages, or with tool calls; expected one message of the assistant's"
+                    .into(),
+            ),
+        },
     }
 }
 

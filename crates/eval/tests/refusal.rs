@@ -212,6 +212,60 @@ fn published_suites_in_place() {
 }
 
 #[test]
+fn prompts_in_messages_are_read_as_they_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let read = |head: &str, rows: &str| {
+        std::fs::write(dir.path().join("rows.jsonl"), rows).unwrap();
+        suite(dir.path(), &format!("name = \"s\"\nrows = \"rows.jsonl\"\n{head}"))
+            .map_err(|error| error.to_string())
+    };
+    let text = read("kind = \"prompts\"\n", "{\"prompt\": \"Hi.\"}\n").unwrap();
+    assert!(!text.has_messages() && text.rows[0].messages().is_none());
+    let user = "{\"role\": \"user\", \"content\": \"Hi.\"}";
+    let one = read("kind = \"prompts\"\n", &format!("{{\"prompt\": [{user}]}}\n")).unwrap();
+    assert_eq!(one.rows[0].values["prompt"], "Hi.");
+    assert_ne!(one.hash, text.hash, "asked in another way");
+    let turns = format!("[{{\"role\": \"system\", \"content\": \"Be kind.\"}}, {user}]");
+    let two = read(
+        "kind = \"exact\"\n[columns]\nprompt = \"turns\"\n",
+        &format!("{{\"turns\": {turns}, \"answer\": \"Hi\"}}\n"),
+    );
+    let row = two.unwrap().rows.remove(0);
+    assert_eq!(row.values["prompt"], "[system] Be kind.\n\n[user] Hi.");
+    let said: Vec<_> =
+        row.messages().unwrap().into_iter().map(|message| (message.role, message.content)).collect();
+    assert_eq!(said, [("system".into(), "Be kind.".into()), ("user".into(), "Hi.".into())]);
+
+    let pair = |chosen: &str| {
+        format!(
+            "{{\"prompt\": {turns}, \"chosen\": [{chosen}], \"rejected\": [{{\"role\": \"assistant\", \"content\": \"No.\"}}]}}\n"
+        )
+    };
+    let yes = "{\"role\": \"assistant\", \"content\": \"Yes.\"}";
+    let pairs = read("kind = \"preference\"\n", &pair(yes)).unwrap();
+    let values = &pairs.rows[0].values;
+    assert_eq!(
+        (values["first"].as_str(), values["second"].as_str(), values["better"].as_str()),
+        ("Yes.", "No.", "1")
+    );
+    assert_eq!(pairs.rows[0].messages().unwrap().len(), 2);
+
+    let refused = |head: &str, rows: &str, expect: &str| {
+        let error = read(head, rows).unwrap_err();
+        assert!(error.contains(expect), "{error}");
+    };
+    let rows = format!("{{\"prompt\": [{user}]}}\n");
+    refused(
+        "kind = \"prompts\"\nchat = false\n",
+        &rows,
+        "line 1: `prompt` is a list of messages, and `chat = false`",
+    );
+    refused("kind = \"prompts\"\ntemplate = \"Q: {prompt}\"\n", &rows, "and `template` goes around texts");
+    refused("kind = \"prompts\"\n", &rows.replace("role", "rule"), "prompt[0]");
+    refused("kind = \"preference\"\n", &pair(&format!("{yes}, {user}, {yes}")), "several messages");
+}
+
+#[test]
 fn a_suite_that_is_wrong_says_where() {
     let dir = tempfile::tempdir().unwrap();
     let plain = "name = \"s\"\nkind = \"numeric\"\nrows = \"rows.jsonl\"\n";

@@ -95,7 +95,7 @@ impl RewardModel {
 
     fn rewards(&self, suite: &Suite, responses: &Responses, ui: &Ui) -> CommandResult<Vec<f32>> {
         let rows = responses.rows.iter().zip(&responses.row_of).map(|(response, &row)| {
-            let mut map = asked(suite, &suite.rows[row].values["prompt"], self.chats);
+            let mut map = asked(suite, &suite.rows[row], self.chats);
             match map.get_mut("messages").and_then(|messages| messages.as_array_mut()) {
                 Some(messages) => messages.push(json!({"role": "assistant", "content": response.text})),
                 None => drop(map.insert("completion".into(), response.text.clone().into())),

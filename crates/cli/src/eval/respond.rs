@@ -9,7 +9,7 @@ use std::io::Cursor;
 use std::path::Path;
 
 use polity_eval::answers::Answered;
-use polity_eval::{Evaluation, Suite};
+use polity_eval::{Evaluation, Suite, SuiteRow};
 use polity_lm::engine::Flow;
 use polity_rows::Rows;
 use polity_train::run::{CODE_VERSION, Input};
@@ -133,7 +133,7 @@ impl Answerer {
             "repetition_penalty": number(s.repetition_penalty), "max_new_tokens": s.max_new_tokens, "min_new_tokens": s.min_new_tokens,
             "stop": s.stop_strings, "stop_token_ids": s.stop_token_ids, "n": settings.samples, "seed": settings.seed,
             "precision": Precision::from(self.loaded.cpu.precision()).name(),
-            "chat": self.chats(suite)?,
+            "chat": chats(suite, &self.loaded)?,
             "polity": CODE_VERSION,
         }) else {
             unreachable!("written as an object")
@@ -141,24 +141,10 @@ impl Answerer {
         Ok(said)
     }
 
-    /// Whether prompts are asked as a user's message.
-    fn chats(&self, suite: &Suite) -> CommandResult<bool> {
-        let can = self.loaded.template()?.is_some();
-        match suite.asking.chat {
-            Some(true) if !can => Err(CommandError::bad_input(format!(
-                "suite {} asks in chat, and {} has no chat template",
-                suite.name,
-                self.loaded.dir.display()
-            ))
-            .hint("write chat = false into the suite to ask in plain text")),
-            wanted => Ok(wanted.unwrap_or(can)),
-        }
-    }
-
     /// A suite's prompts as rows of a file, so that they are encoded by the code that encodes files.
     pub fn prompts(&self, suite: &Suite, ui: &Ui) -> CommandResult<Vec<PromptIds>> {
-        let chats = self.chats(suite)?;
-        let rows = suite.rows.iter().map(|row| asked(suite, &row.values["prompt"], chats));
+        let chats = chats(suite, &self.loaded)?;
+        let rows = suite.rows.iter().map(|row| asked(suite, row, chats));
         let prompts = input::prompts(lines(&suite.name, rows)?, &self.loaded, ui)?;
         assert_eq!(prompts.len(), suite.rows.len(), "a row each");
         Ok(prompts)
@@ -227,15 +213,36 @@ impl Answerer {
     }
 }
 
-/// A prompt as a row of a file.
-pub fn asked(suite: &Suite, prompt: &str, chats: bool) -> Map<String, Value> {
-    let prompt = suite.asking.prompt(prompt);
-    let mut row = Map::new();
-    match chats {
-        true => row.insert("messages".into(), json!([{"role": "user", "content": prompt}])),
-        false => row.insert("prompt".into(), prompt.into()),
+/// Whether a model is asked a suite's prompts as messages.
+pub fn chats(suite: &Suite, loaded: &Loaded) -> CommandResult<bool> {
+    let can = loaded.template()?.is_some();
+    let (why, hint) = match suite.asking.chat {
+        _ if suite.has_messages() => {
+            ("has prompts in messages", "write the prompts as text to ask in plain text")
+        }
+        Some(true) => ("asks in chat", "write chat = false into the suite to ask in plain text"),
+        wanted => return Ok(wanted.unwrap_or(can)),
     };
-    row
+    match can {
+        true => Ok(true),
+        false => Err(CommandError::bad_input(format!(
+            "suite {} {why}, and {} has no chat template",
+            suite.name,
+            loaded.dir.display()
+        ))
+        .hint(hint)),
+    }
+}
+
+/// A prompt as a row of a file.
+pub fn asked(suite: &Suite, row: &SuiteRow, chats: bool) -> Map<String, Value> {
+    let prompt = || suite.asking.prompt(&row.values["prompt"]);
+    let (key, value) = match (row.messages(), chats) {
+        (Some(messages), _) => ("messages", json!(messages)),
+        (None, true) => ("messages", json!([{"role": "user", "content": prompt()}])),
+        (None, false) => ("prompt", prompt().into()),
+    };
+    Map::from_iter([(key.to_owned(), value)])
 }
 
 /// Rows as those of a file of this name.

@@ -23,6 +23,7 @@ use polity_train::settings::Precision;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::respond::chats;
 use super::shelf::{self, Found, Shelf};
 use super::training::Training;
 use super::{hacking, print, training};
@@ -172,6 +173,8 @@ struct Pair {
     prompt_id: String,
     categories: Vec<String>,
     prompt: String,
+    /// Of a prompt in messages.
+    messages: Option<Vec<Message>>,
     better: String,
     worse: String,
     /// For each.
@@ -180,19 +183,11 @@ struct Pair {
 }
 
 fn pairs_of(suites: &[Suite], loaded: &Loaded) -> CommandResult<Vec<Pair>> {
-    let can_chat = loaded.template()?.is_some();
     let several = suites.len() > 1;
     let mut names: HashMap<String, String> = HashMap::new();
     let mut pairs = Vec::new();
     for suite in suites {
-        if suite.asking.chat == Some(true) && !can_chat {
-            return Err(CommandError::bad_input(format!(
-                "suite {} asks in chat, and {} has no chat template",
-                suite.name,
-                loaded.dir.display()
-            ))
-            .hint("write chat = false into the suite to ask in plain text"));
-        }
+        let chats = chats(suite, loaded)?;
         for row in &suite.rows {
             let value = |key: &str| row.values.get(key).cloned();
             let text = |key: &str| value(key).expect("a preference row has its keys");
@@ -217,7 +212,8 @@ fn pairs_of(suites: &[Suite], loaded: &Loaded) -> CommandResult<Vec<Pair>> {
                 better,
                 worse,
                 votes,
-                chats: suite.asking.chat.unwrap_or(can_chat),
+                messages: row.messages(),
+                chats,
             });
         }
     }
@@ -237,7 +233,11 @@ fn without_training(pairs: Vec<Pair>, training: &Training, ui: &Ui) -> CommandRe
     // A transcript has prompt and response in one text.
     let trained = |pair: &Pair| {
         let whole = |response: &str| knows(&format!("{}{response}", pair.prompt));
-        let apart = knows(&pair.prompt) && knows(&pair.better) && knows(&pair.worse);
+        let prompt = match &pair.messages {
+            Some(messages) => messages.iter().all(|message| knows(&message.content)),
+            None => knows(&pair.prompt),
+        };
+        let apart = prompt && knows(&pair.better) && knows(&pair.worse);
         apart || (whole(&pair.better) && whole(&pair.worse))
     };
     let all = pairs.len();
@@ -298,7 +298,11 @@ fn completion(pair: &Pair, response: &str) -> Completion {
         true => Text::Messages(vec![Message::new(role, text)]),
         false => Text::Plain(text.to_owned()),
     };
-    Completion::Pair { prompt: text("user", &pair.prompt), completion: text("assistant", response) }
+    let prompt = match &pair.messages {
+        Some(messages) => Text::Messages(messages.clone()),
+        None => text("user", &pair.prompt),
+    };
+    Completion::Pair { prompt, completion: text("assistant", response) }
 }
 
 /// The responses of each pair in the model's tokens, `None` where one does not fit.

@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::{Value, json};
 
 use crate::judge::{Reply, Server, says};
-use crate::support::{Run, command, polity, run_of, shared, stories, text};
+use crate::support::{ModelCopy, Run, command, polity, polity_with, run_of, shared, stories, text};
 
 const STARTS: [&str; 8] = [
     "Once upon a time there was a little girl",
@@ -460,4 +460,63 @@ fn what_cannot_be_measured_says_why() {
     fs::write(&kept, "{\"id\": \"p0\"}\n").unwrap();
     check(&["stories.toml"], &["--baseline", &bench.base], "line 1");
     bench.run(&["stories.toml"], &["--baseline", &bench.base, "--again"]).ok();
+}
+
+/// Prompts in messages are what `polity generate` makes of the same messages, and one user's message is the text asked in chat.
+#[test]
+fn prompts_in_messages_go_through_the_chat_template() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, content: &str| fs::write(dir.path().join(name), content).unwrap();
+    let texts = ["Once upon a time", "Lily and Ben"];
+    let user = |text: &str| json!({"role": "user", "content": text});
+    let turns = |text: &str| json!([user("Hi."), {"role": "assistant", "content": "Hello."}, user(text)]);
+    for (name, row) in [
+        ("texts", &(|text: &str| json!({"prompt": text})) as &dyn Fn(&str) -> Value),
+        ("single", &|text| json!({"prompt": [user(text)]})),
+        ("turns", &|text| json!({"prompt": turns(text)})),
+    ] {
+        write(&format!("{name}.jsonl"), &texts.map(|text| row(text).to_string()).join("\n"));
+        let toml = format!(
+            "name = \"{name}\"\nkind = \"prompts\"\nrows = \"{name}.jsonl\"\n[settings]\nmax_new_tokens = 8\ntemperature = 0\n"
+        );
+        write(&format!("{name}.toml"), &toml);
+    }
+    let model = ModelCopy::stories().with_template();
+    let out = text(&dir.path().join("measures"));
+    let responses = |name: &str| -> Vec<Value> {
+        let suite = text(&dir.path().join(format!("{name}.toml")));
+        polity(["eval", &model.path(), "--suite", &suite, "--out", &out]).ok();
+        let files = fs::read_dir(dir.path().join("measures/responses")).unwrap();
+        let file =
+            files.map(|entry| entry.unwrap().path()).find(|path| text(path).contains(&format!("/{name}-")));
+        let rows = fs::read_to_string(file.unwrap()).unwrap();
+        rows.lines().map(|line| serde_json::from_str::<Value>(line).unwrap()["ids"].clone()).collect()
+    };
+    let single = responses("single");
+    assert_eq!(single, responses("texts"));
+    let input = texts.map(|text| json!({"messages": turns(text)}).to_string()).join("\n");
+    let args = [
+        "generate",
+        "--model",
+        &model.path(),
+        "--input",
+        "-",
+        "--set",
+        "max_new_tokens=8",
+        "--set",
+        "temperature=0",
+    ];
+    let generated = polity_with(args.map(String::from), input.as_bytes()).ok().rows();
+    let turned = responses("turns");
+    assert_eq!(turned, generated.iter().map(|row| row["ids"].clone()).collect::<Vec<_>>());
+    assert_ne!(turned, single, "earlier turns are seen");
+
+    let run = polity(["eval", &stories(), "--suite", &text(&dir.path().join("turns.toml")), "--out", &out]);
+    assert_eq!(run.code, 2, "{}", run.stderr);
+    assert!(
+        run.stderr.contains("suite turns has prompts in messages, and ")
+            && run.stderr.contains("no chat template"),
+        "{}",
+        run.stderr
+    );
 }
