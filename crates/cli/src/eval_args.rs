@@ -78,8 +78,9 @@ pub struct AcceptanceArgs {
     /// Another reward model of the same ensemble: how far they agree; repeat for more
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath)]
     pub beside: Vec<PathBuf>,
-    /// Samples of one policy, several to each prompt, for best-of-n: rows as for `polity score`, with the true reward in `gold`
-    #[arg(long, value_name = "FILE", value_hint = ValueHint::FilePath)]
+    /// Samples of one policy, several to each prompt, for best-of-n: rows as for `polity score`, with the true reward in `gold`; or
+    /// the policy's directory, to sample them to the suites' prompts (`n` in a suite's [settings], 16 if left out)
+    #[arg(long, value_name = "FILE|DIR", value_hint = ValueHint::AnyPath)]
     pub candidates: Option<PathBuf>,
     /// A better reward model that gives the true reward of the candidates
     #[arg(long, value_name = "DIR", value_hint = ValueHint::DirPath, requires = "candidates")]

@@ -81,8 +81,8 @@ impl RewardModel {
         theirs: &Responses,
         ui: &Ui,
     ) -> CommandResult<Rewarded> {
-        let our_rewards = self.rewards(suite, ours, ui)?;
-        let their_rewards = self.rewards(suite, theirs, ui)?;
+        let our_rewards = rewards(&self.loaded, self.chats, suite, ours, ui)?;
+        let their_rewards = rewards(&self.loaded, self.chats, suite, theirs, ui)?;
         let mut judged = Vec::new();
         for (our, their) in pairs(ours, theirs) {
             let (a, b) = (our_rewards[our], their_rewards[their]);
@@ -92,19 +92,26 @@ impl RewardModel {
         let rewards = ours.row_of.iter().zip(our_rewards).map(|(&row, reward)| (row, f64::from(reward)));
         Ok(Rewarded { judged, rewards: rewards.collect() })
     }
+}
 
-    fn rewards(&self, suite: &Suite, responses: &Responses, ui: &Ui) -> CommandResult<Vec<f32>> {
-        let rows = responses.rows.iter().zip(&responses.row_of).map(|(response, &row)| {
-            let mut map = asked(suite, &suite.rows[row], self.chats);
-            match map.get_mut("messages").and_then(|messages| messages.as_array_mut()) {
-                Some(messages) => messages.push(json!({"role": "assistant", "content": response.text})),
-                None => drop(map.insert("completion".into(), response.text.clone().into())),
-            }
-            map
-        });
-        let completions = input::completions(lines(&suite.name, rows)?, &self.loaded, ui)?;
-        scores(&self.loaded, &completions, ui)
-    }
+/// Rewards of responses, read as text.
+pub fn rewards(
+    loaded: &Loaded,
+    chats: bool,
+    suite: &Suite,
+    responses: &Responses,
+    ui: &Ui,
+) -> CommandResult<Vec<f32>> {
+    let rows = responses.rows.iter().zip(&responses.row_of).map(|(response, &row)| {
+        let mut map = asked(suite, &suite.rows[row], chats);
+        match map.get_mut("messages").and_then(|messages| messages.as_array_mut()) {
+            Some(messages) => messages.push(json!({"role": "assistant", "content": response.text})),
+            None => drop(map.insert("completion".into(), response.text.clone().into())),
+        }
+        map
+    });
+    let completions = input::completions(lines(&suite.name, rows)?, loaded, ui)?;
+    scores(loaded, &completions, ui)
 }
 
 /// Which response of one model is compared with which of the other: the same sample of the same row.

@@ -23,6 +23,7 @@ use polity_train::settings::Precision;
 use serde::Serialize;
 use serde_json::{Map, Value, json};
 
+use super::hacking::Sampler;
 use super::respond::chats;
 use super::shelf::{self, Found, Shelf};
 use super::training::Training;
@@ -76,10 +77,14 @@ pub fn accept(
     let pairs = without_training(pairs_of(suites, &loaded)?, &training, ui)?;
 
     let suite = together(suites);
-    let wanted = wanted(args, &loaded, &suite, &training)?;
+    let shelf = Shelf::open(&args.out, args.again)?;
+    let sampler = Sampler::open(&args.acceptance, || prompts_of(suites, &pairs), global, ui)?;
+    let wanted = wanted(args, &loaded, &suite, &training, sampler.as_ref())?;
     let mut missing = Vec::new();
-    let found = Shelf::open(&args.out, args.again)?.find_or(&suite, wanted, |evaluation| {
-        let measured = measure(args, &loaded, &pairs, global, ui)?;
+    let found = shelf.find_or(&suite, wanted, |evaluation| {
+        let mut measured = measure(args, &loaded, &pairs, global, ui)?;
+        let hacked = hacking::measures(&args.acceptance, &loaded, sampler.as_ref(), &shelf, global, ui)?;
+        add(&mut measured, hacked);
         evaluation.measures = measured.measures;
         missing = measured.missing;
         Ok(())
@@ -132,7 +137,13 @@ fn together(suites: &[Suite]) -> Suite {
 }
 
 /// The evaluation before anything is measured: what its key covers.
-fn wanted(args: &EvalArgs, loaded: &Loaded, suite: &Suite, training: &Training) -> CommandResult<Evaluation> {
+fn wanted(
+    args: &EvalArgs,
+    loaded: &Loaded,
+    suite: &Suite,
+    training: &Training,
+    sampler: Option<&Sampler>,
+) -> CommandResult<Evaluation> {
     let hash = |role: &str, path: &Path| Ok::<_, CommandError>(Input::hash(role, path)?.blake3);
     let settings = json!({
         "precision": Precision::from(loaded.cpu.precision()).name(),
@@ -152,7 +163,11 @@ fn wanted(args: &EvalArgs, loaded: &Loaded, suite: &Suite, training: &Training) 
         [("candidates", &flags.candidates), ("gold_model", &flags.gold_model), ("curve", &flags.curve)]
     {
         if let Some(path) = path {
-            inputs.insert(role.into(), hash(role, path)?.into());
+            let hash = match sampler.filter(|_| role == "candidates") {
+                Some(sampler) => sampler.key()?,
+                None => hash(role, path)?,
+            };
+            inputs.insert(role.into(), hash.into());
         }
     }
     let Value::Object(settings) = settings else { unreachable!("written as an object") };
@@ -220,6 +235,18 @@ fn pairs_of(suites: &[Suite], loaded: &Loaded) -> CommandResult<Vec<Pair>> {
     Ok(pairs)
 }
 
+/// The prompts of the pairs, each once, as suites to answer.
+fn prompts_of(suites: &[Suite], pairs: &[Pair]) -> Vec<Suite> {
+    let mut left: HashSet<&str> = pairs.iter().map(|pair| pair.prompt.as_str()).collect();
+    let mut prompts = |suite: &Suite| {
+        let mut rows = suite.rows.clone();
+        rows.retain(|row| left.remove(suite.asking.prompt(&row.values["prompt"]).as_str()));
+        let all = serde_json::to_vec(&(&suite.asking, &rows)).expect("texts are JSON");
+        Suite { kind: Kind::Prompts, hash: blake3::hash(&all).to_hex().to_string(), rows, ..suite.clone() }
+    };
+    suites.iter().map(&mut prompts).filter(|suite| !suite.rows.is_empty()).collect()
+}
+
 /// The pairs without those that the model was trained on.
 fn without_training(pairs: Vec<Pair>, training: &Training, ui: &Ui) -> CommandResult<Vec<Pair>> {
     if training.is_empty() {
@@ -283,7 +310,6 @@ fn measure(
     if !args.acceptance.beside.is_empty() {
         add(&mut found, ensemble(&args.acceptance.beside, &kept, global, ui)?);
     }
-    add(&mut found, hacking::measures(&args.acceptance, loaded, global, ui)?);
     Ok(found)
 }
 

@@ -204,7 +204,42 @@ fn an_honest_model_passes_and_too_few_pairs_say_nothing() {
         assert_eq!(gain("best_of_n_gold"), gain("best_of_n_proxy"));
     }
 
+    // A policy samples them itself, the same ones each time: 8 to each of the 60 prompts, for the n that the suite names.
+    lab.write("asked.toml", "name = \"asked\"\nkind = \"preference\"\nrows = \"few.jsonl\"\n[settings]\nn = 8\nmax_new_tokens = 6\n");
+    let flags = "--suite DIR/asked.toml --candidates STORIES --gold-model DIR/reward/model";
+    let sampled = lab.measured(flags);
+    let gain = |name| estimate(&sampled, name, Some("n = 8"));
+    assert_eq!(gain("best_of_n_gold"), gain("best_of_n_proxy"));
+    assert!(gain("best_of_n_gold") > 0.0);
+    assert_eq!(lab.measured(flags)["known"], true);
+    let responses = fs::read_dir(lab.path("measures/responses")).unwrap().next().unwrap().unwrap().path();
+    let rows: Vec<Value> = fs::read_to_string(responses)
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str(line).unwrap())
+        .collect();
+    assert_eq!(rows.len(), 60 * 8);
+    // From a file they are worth the same.
+    let prompts: Vec<Value> = fs::read_to_string(lab.path("few.jsonl"))
+        .unwrap()
+        .lines()
+        .map(|line| serde_json::from_str::<Value>(line).unwrap()["prompt"].clone())
+        .collect();
+    let in_file = rows.iter().fold(String::new(), |mut lines, row| {
+        let prompt = &prompts[row["id"].as_str().unwrap().parse::<usize>().unwrap()];
+        writeln!(lines, "{}", json!({"prompt": prompt, "completion": row["text"]})).unwrap();
+        lines
+    });
+    lab.write("sampled.jsonl", &in_file);
+    let read =
+        lab.measured("--suite DIR/asked.toml --candidates DIR/sampled.jsonl --gold-model DIR/reward/model");
+    assert_eq!(estimate(&read, "best_of_n_gold", Some("n = 8")), gain("best_of_n_gold"));
+
     let refused = |words: &str, parts: &[&str]| says(&lab.run(words), 2, parts);
+    refused(
+        "eval DIR/reward/model --out DIR/measures --suite DIR/few.toml --candidates STORIES",
+        &["is a policy, and nothing gives its samples' true reward", "--gold-model"],
+    );
     refused(
         "eval DIR/reward/model --out DIR/measures --suite DIR/seen.toml",
         &["was trained on all 500 pairs", "another file"],
