@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use crate::gate::{evaluation, polity_hash};
 use crate::release::POLICY;
-use crate::support::{Run, polity, stories, text};
+use crate::support::{Run, TEMPLATE, polity, stories, text};
 
 const WORDS: [&str; 20] = [
     "the", "a", "cat", "dog", "ran", "to", "big", "red", "sun", "tree", "little", "girl", "boy", "went",
@@ -234,6 +234,36 @@ fn an_honest_model_passes_and_too_few_pairs_say_nothing() {
     let read =
         lab.measured("--suite DIR/asked.toml --candidates DIR/sampled.jsonl --gold-model DIR/reward/model");
     assert_eq!(estimate(&read, "best_of_n_gold", Some("n = 8")), gain("best_of_n_gold"));
+
+    // A prompt and responses in messages are the same pair as the texts asked in chat, and nothing to a model without a template.
+    let in_messages = fs::read_to_string(lab.path("few.jsonl")).unwrap().lines().fold(String::new(), |mut rows, row| {
+        let row: Value = serde_json::from_str(row).unwrap();
+        let said = |role: &str, key: &str| json!([{"role": role, "content": row[key]}]);
+        let row = json!({
+            "prompt": said("user", "prompt"), "chosen": said("assistant", "chosen"), "rejected": said("assistant", "rejected"),
+        });
+        writeln!(rows, "{row}").unwrap();
+        rows
+    });
+    lab.write("talk.jsonl", &in_messages);
+    lab.write("talk.toml", "name = \"talk\"\nkind = \"preference\"\nrows = \"talk.jsonl\"\n");
+    fs::create_dir_all(lab.path("chat/model")).unwrap();
+    for entry in fs::read_dir(lab.path("reward/model")).unwrap() {
+        let from = entry.unwrap().path();
+        fs::copy(&from, lab.path("chat/model").join(from.file_name().unwrap())).unwrap();
+    }
+    lab.write("chat/model/chat_template.jinja", TEMPLATE);
+    let in_chat = |suite: &str| -> Value {
+        let run =
+            lab.run(&format!("eval DIR/chat/model --out DIR/measures --json --suite DIR/{suite}.toml")).ok();
+        serde_json::from_str::<Value>(&run.stdout).unwrap()["measures"].take()
+    };
+    assert_eq!(in_chat("talk"), in_chat("few"));
+    says(
+        &lab.run("eval DIR/reward/model --out DIR/measures --suite DIR/talk.toml"),
+        2,
+        &["suite talk has prompts in messages", "no chat template"],
+    );
 
     let refused = |words: &str, parts: &[&str]| says(&lab.run(words), 2, parts);
     refused(

@@ -174,7 +174,8 @@ impl ModelCopy {
     }
 }
 
-const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}\
+/// A small chat template.
+pub const TEMPLATE: &str = "{{ bos_token }}{% for m in messages %}\
 {% if m.role == 'tool' %}{{ raise_exception('this model has no tools') }}{% endif %}\
 {{ m.role }}: {{ m.content }}{{ eos_token if m.role == 'assistant' }}\n{% endfor %}\
 {% if add_generation_prompt %}assistant: {% endif %}";
