@@ -39,7 +39,7 @@ pub const VALIDATION: f64 = 0.1;
 /// Share of prompts held out.
 pub const HOLDOUT: f64 = 0.25;
 /// Judgements wanted for each comparison.
-pub const OVERLAP: i64 = 3;
+pub const OVERLAP: i64 = 8;
 
 /// Documents to pretrain on.
 const DOCUMENTS: usize = 12000;
