@@ -6,35 +6,12 @@ mod common;
 
 use std::time::Instant;
 
-use common::{Numbers, llama, random_params};
+use common::{Numbers, random_params, shape};
 use polity_compute::*;
 
 /// Tokens of a prompt, and steps after it.
 const PROMPT: usize = 110;
 const STEPS: usize = 64;
-
-fn shape(
-    width: usize,
-    ffn: usize,
-    layers: usize,
-    (heads, kv_heads, head_dim): (usize, usize, usize),
-    vocab: usize,
-) -> DecoderConfig {
-    DecoderConfig {
-        vocab,
-        width,
-        layers,
-        heads,
-        kv_heads,
-        head_dim,
-        ffn,
-        positions_max: 1024,
-        position: Position::Rotary { inv_freq: (0..head_dim / 2).map(|i| 0.9f32.powi(i as i32)).collect() },
-        attn_scale: (head_dim as f32).powf(-0.5),
-        window_l: vec![None; layers],
-        ..llama()
-    }
-}
 
 fn main() {
     let all = [

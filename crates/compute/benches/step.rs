@@ -6,7 +6,7 @@ mod common;
 
 use std::time::Instant;
 
-use common::{Numbers, llama, random_params};
+use common::{Numbers, random_params, shape};
 use polity_compute::optim::{Optimizer, OptimizerConfig};
 use polity_compute::*;
 
@@ -15,29 +15,6 @@ struct Work {
     config: DecoderConfig,
     rows: usize,
     length: usize,
-}
-
-fn shape(
-    width: usize,
-    ffn: usize,
-    layers: usize,
-    (heads, kv_heads, head_dim): (usize, usize, usize),
-    vocab: usize,
-) -> DecoderConfig {
-    DecoderConfig {
-        vocab,
-        width,
-        layers,
-        heads,
-        kv_heads,
-        head_dim,
-        ffn,
-        positions_max: 4096,
-        position: Position::Rotary { inv_freq: (0..head_dim / 2).map(|i| 0.9f32.powi(i as i32)).collect() },
-        attn_scale: (head_dim as f32).powf(-0.5),
-        window_l: vec![None; layers],
-        ..llama()
-    }
 }
 
 fn main() {

@@ -18,6 +18,30 @@ impl Numbers {
     }
 }
 
+/// A Llama of this shape, for measurements: heads, heads of keys and values, and a head's width.
+pub fn shape(
+    width: usize,
+    ffn: usize,
+    layers: usize,
+    (heads, kv_heads, head_dim): (usize, usize, usize),
+    vocab: usize,
+) -> DecoderConfig {
+    DecoderConfig {
+        vocab,
+        width,
+        layers,
+        heads,
+        kv_heads,
+        head_dim,
+        ffn,
+        positions_max: 4096,
+        position: Position::Rotary { inv_freq: (0..head_dim / 2).map(|i| 0.9f32.powi(i as i32)).collect() },
+        attn_scale: (head_dim as f32).powf(-0.5),
+        window_l: vec![None; layers],
+        ..llama()
+    }
+}
+
 pub fn llama() -> DecoderConfig {
     DecoderConfig {
         vocab: 83,
