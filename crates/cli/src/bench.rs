@@ -343,7 +343,18 @@ impl<'s> Trainer<'s> {
         let m = numbers.logprob_m.len();
         decoder.begin_backward(tape);
         let (d_logprob_m, d_entropy_m) = (vec![-1.0 / m as f32; m], vec![0.0; m]);
-        decoder.logprobs_backward(cpu, params, tape, predictions, 1.0, &d_logprob_m, &d_entropy_m, grads);
+        let (d_logprob_m, d_entropy_m) = (&d_logprob_m, &d_entropy_m);
+        decoder.logprobs_backward(
+            cpu,
+            params,
+            tape,
+            predictions,
+            1.0,
+            &numbers,
+            d_logprob_m,
+            d_entropy_m,
+            grads,
+        );
         decoder.backward(cpu, params, batch, tape, grads);
         optimizer.update(cpu, &decoder.layout.specs, params, grads, 1e-5);
         grads.data.fill(0.0);

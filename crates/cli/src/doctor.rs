@@ -284,6 +284,7 @@ impl Tiny {
                 &mut tape,
                 &predictions,
                 1.0,
+                &numbers,
                 &d_logprob_m,
                 &d_entropy_m,
                 &mut grads,

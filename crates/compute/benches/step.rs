@@ -15,6 +15,8 @@ struct Work {
     config: DecoderConfig,
     rows: usize,
     length: usize,
+    /// Tokens of a row that are not predicted.
+    prompt: usize,
 }
 
 fn main() {
@@ -23,10 +25,12 @@ fn main() {
     // A tenth of the layers of SmolLM2-135M and of its vocabulary: as much of each as there is.
     let smol = || shape(576, 1536, 3, (9, 3, 64), 4915);
     let all = [
-        Work { name: "demo", config: demo(), rows: 32, length: 26 },
-        Work { name: "tiny", config: tiny(), rows: 8, length: 256 },
-        Work { name: "smol135m/10", config: smol(), rows: 8, length: 256 },
-        Work { name: "smol135m/10, long", config: smol(), rows: 1, length: 2048 },
+        Work { name: "demo", config: demo(), rows: 32, length: 26, prompt: 1 },
+        Work { name: "tiny", config: tiny(), rows: 8, length: 256, prompt: 1 },
+        // A pass of PPO's updates: short prompts, responses of 64 tokens.
+        Work { name: "tiny, ppo", config: tiny(), rows: 8, length: 118, prompt: 54 },
+        Work { name: "smol135m/10", config: smol(), rows: 8, length: 256, prompt: 1 },
+        Work { name: "smol135m/10, long", config: smol(), rows: 1, length: 2048, prompt: 1 },
     ];
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (precisions, asked): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a == "f32" || a == "bf16");
@@ -60,7 +64,7 @@ fn measure(cpu: &Cpu, work: &Work) {
     let mut numbers = Numbers(2);
     let rows: Vec<Vec<u32>> = (0..work.rows).map(|_| numbers.ids(work.length, work.config.vocab)).collect();
     let batch = Batch::from_rows(rows.iter().map(Vec::as_slice));
-    let predictions: Vec<Prediction> = (0..work.rows).flat_map(|s| batch.predict(s, 1)).collect();
+    let predictions: Vec<Prediction> = (0..work.rows).flat_map(|s| batch.predict(s, work.prompt)).collect();
     let (d_logprob, none) = (vec![-1e-3; predictions.len()], vec![0.0; predictions.len()]);
     let (mut tape, mut grads) = (Tape::default(), Params::zeros(&decoder.layout));
     let config = OptimizerConfig {
@@ -82,10 +86,20 @@ fn measure(cpu: &Cpu, work: &Work) {
         };
         decoder.forward(cpu, &params, &batch, Recompute::None, &mut tape);
         lap(0);
-        decoder.logprobs(cpu, &params, &mut tape, &predictions, 1.0);
+        let of = decoder.logprobs(cpu, &params, &mut tape, &predictions, 1.0);
         lap(1);
         decoder.begin_backward(&mut tape);
-        decoder.logprobs_backward(cpu, &params, &mut tape, &predictions, 1.0, &d_logprob, &none, &mut grads);
+        decoder.logprobs_backward(
+            cpu,
+            &params,
+            &mut tape,
+            &predictions,
+            1.0,
+            &of,
+            &d_logprob,
+            &none,
+            &mut grads,
+        );
         lap(2);
         decoder.backward(cpu, &params, &batch, &mut tape, &mut grads);
         lap(3);

@@ -385,10 +385,12 @@ fn logprobs() {
                     for cpu in cpus() {
                         let head = HeadRef { w: Weights::F32(&eye), vocab: v, width: v, logits };
                         let (mut d_hidden, mut d_w) = (vec![0.0; v], vec![0.0; eye.len()]);
+                        let of = cpu::logprob::forward(&cpu, &z, &[token], head);
                         cpu::logprob::backward(
                             &cpu,
                             &mut d_hidden,
                             &mut d_w,
+                            &of,
                             &[d_logprob],
                             &[d_entropy],
                             &z,

@@ -48,12 +48,14 @@ fn gradient(
         let mut numbers = Numbers(key as u64);
         let d_logprob: Vec<f32> = predictions.iter().map(|_| numbers.next()).collect();
         let d_entropy: Vec<f32> = predictions.iter().map(|_| numbers.next()).collect();
+        let of = decoder.logprobs(cpu, params, &mut tape, &predictions, TEMPERATURE);
         decoder.logprobs_backward(
             cpu,
             params,
             &mut tape,
             &predictions,
             TEMPERATURE,
+            &of,
             &d_logprob,
             &d_entropy,
             &mut grads,
@@ -394,6 +396,7 @@ fn some_rows_are_the_same_as_among_all() {
                     &mut tape,
                     &predictions,
                     TEMPERATURE,
+                    &out,
                     &d_logprob,
                     &d_entropy,
                     &mut grads,

@@ -131,6 +131,7 @@ fn compare_with_transformers(precision: Precision, bounds: &Bounds) {
             &mut tape,
             &predictions,
             1.0,
+            &out,
             &d_logprob,
             &vec![0.0; m],
             &mut grads,

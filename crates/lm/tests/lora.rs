@@ -84,7 +84,18 @@ fn run(model: &Model, cpu: &Cpu, folder: &str) -> (Vec<f32>, Params) {
         let predictions: Vec<_> = (0..3).flat_map(|s| batch.predict(s, 1)).collect();
         let m = predictions.len();
         let (d, none) = (vec![-1.0 / m as f32; m], vec![0.0; m]);
-        decoder.logprobs_backward(cpu, &model.params, &mut tape, &predictions, 1.0, &d, &none, &mut grads);
+        let of = decoder.logprobs(cpu, &model.params, &mut tape, &predictions, 1.0);
+        decoder.logprobs_backward(
+            cpu,
+            &model.params,
+            &mut tape,
+            &predictions,
+            1.0,
+            &of,
+            &d,
+            &none,
+            &mut grads,
+        );
         logits
     };
     decoder.backward(cpu, &model.params, &batch, &mut tape, &mut grads);

@@ -57,7 +57,18 @@ fn gradient(cpu: &Cpu, model: &Model) -> Params {
     } else {
         let predictions: Vec<_> = (0..ROWS.len()).flat_map(|s| batch.predict(s, 1)).collect();
         let (d, none) = (vec![-1.0; predictions.len()], vec![0.0; predictions.len()]);
-        decoder.logprobs_backward(cpu, &model.params, &mut tape, &predictions, 1.0, &d, &none, &mut grads);
+        let of = decoder.logprobs(cpu, &model.params, &mut tape, &predictions, 1.0);
+        decoder.logprobs_backward(
+            cpu,
+            &model.params,
+            &mut tape,
+            &predictions,
+            1.0,
+            &of,
+            &d,
+            &none,
+            &mut grads,
+        );
     }
     decoder.backward(cpu, &model.params, &batch, &mut tape, &mut grads);
     grads

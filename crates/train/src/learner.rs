@@ -82,6 +82,7 @@ impl<'c> Learner<'c> {
             tape,
             predictions,
             temperature,
+            &out,
             &d_logprob_m,
             &d_entropy_m,
             grads,

@@ -325,8 +325,9 @@ mod native {
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
     unsafe fn sixteen_pairs(first: *const f32, second: *const f32) -> __m512i {
         // SAFETY: the caller's promise.
-        let [first, second] =
-            unsafe { [first, second].map(|x| _mm512_cvtepu16_epi32(rounded(_mm512_loadu_ps(x)))) };
+        // (Without closures, which do not have the instructions of the function around them.)
+        let (first, second) = unsafe { (_mm512_loadu_ps(first), _mm512_loadu_ps(second)) };
+        let (first, second) = (_mm512_cvtepu16_epi32(rounded(first)), _mm512_cvtepu16_epi32(rounded(second)));
         _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
     }
 
@@ -410,10 +411,12 @@ mod native {
             // SAFETY: eight rows of eight words, inside the square.
             unsafe {
                 let row = |i: usize| _mm512_loadu_si512(x[c + i][j..].as_ptr().cast());
-                let [a, b, d, e] = [0, 2, 4, 6].map(|i| {
-                    let (even, odd) = (row(i), row(i + 1));
-                    [_mm512_unpacklo_epi64(even, odd), _mm512_unpackhi_epi64(even, odd)]
-                });
+                let mut pairs = [[_mm512_setzero_si512(); 2]; 4];
+                for (i, pair) in pairs.iter_mut().enumerate() {
+                    let (even, odd) = (row(2 * i), row(2 * i + 1));
+                    *pair = [_mm512_unpacklo_epi64(even, odd), _mm512_unpackhi_epi64(even, odd)];
+                }
+                let [a, b, d, e] = pairs;
                 for odd in 0..2 {
                     // Quarters of 128 bits: of rows 0 to 3 and of rows 4 to 7.
                     let low = [

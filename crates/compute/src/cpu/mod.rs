@@ -209,6 +209,9 @@ impl Cpu {
     /// last wrote. Loops inside a task run on its thread. Where there are too few rows for all threads, `body` is called once, and its loops are shared
     /// out instead.
     pub fn for_each_rows(&self, precision: Precision, n: usize, body: impl Fn(Range<usize>) + Sync) {
+        if n == 0 {
+            return;
+        }
         // Whole tiles, and several tasks a thread, so that the last ones do not keep the others waiting.
         let tile = self.isa.tile_rows(precision).max(24);
         let rows = n.div_ceil(4 * self.threads()).next_multiple_of(tile).min(TASK_ROWS);

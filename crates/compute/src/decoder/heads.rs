@@ -43,7 +43,7 @@ impl Decoder {
             self.config.width,
         );
         let rows = &work.rows[..predictions.len() * self.config.width];
-        logprob::forward(cpu, rows, &tokens, head, &mut work.head)
+        logprob::forward(cpu, rows, &tokens, head)
     }
 
     /// `ln sum_v p_v^2` of the distributions that the predictions are made from, at this temperature.
@@ -65,7 +65,7 @@ impl Decoder {
         logprob::log_sum_sq(cpu, &work.rows[..m * c], m, head, &mut work.head)
     }
 
-    /// Adds the gradient of the predictions' log-probs and entropies into `d_hidden` and `grads`.
+    /// Adds the gradient of the predictions' log-probs and entropies into `d_hidden` and `grads`, from what [`Decoder::logprobs`] said of them.
     ///
     /// # Panics
     ///
@@ -77,6 +77,7 @@ impl Decoder {
         tape: &mut Tape,
         predictions: &[Prediction],
         temperature: f32,
+        of: &LogProbs,
         d_logprob_m: &[f32],
         d_entropy_m: &[f32],
         grads: &mut Params,
@@ -89,7 +90,18 @@ impl Decoder {
         d_rows.fill(0.0);
         let d_w = grads.slice_mut(&self.layout, self.layout.head);
         let rows = &work.rows[..m * c];
-        logprob::backward(cpu, d_rows, d_w, d_logprob_m, d_entropy_m, rows, &tokens, head, &mut work.head);
+        logprob::backward(
+            cpu,
+            d_rows,
+            d_w,
+            of,
+            d_logprob_m,
+            d_entropy_m,
+            rows,
+            &tokens,
+            head,
+            &mut work.head_backward,
+        );
         for (p, d_c) in predictions.iter().zip(d_rows.chunks_exact(c)) {
             let row = place(kept, p.row);
             vector::add(cpu.isa(), &mut d_hidden[row * c..(row + 1) * c], d_c);

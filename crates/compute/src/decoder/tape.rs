@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::Recompute;
 use crate::config::NormKind;
 use crate::cpu::rope::RopeTable;
-use crate::cpu::{Cpu, Precision, SharedMut, bf16};
+use crate::cpu::{Cpu, Precision, SharedMut, bf16, logprob};
 use crate::params::Buffer;
 
 /// What one layer saves.
@@ -178,6 +178,7 @@ pub(super) struct Work {
     pub(super) qkv: Buffer,
     pub(super) attn: Buffer,
     pub(super) head: Buffer,
+    pub(super) head_backward: logprob::Work,
     pub(super) rows: Buffer,
     pub(super) d_rows: Buffer,
     pub(super) kept_x: Buffer,

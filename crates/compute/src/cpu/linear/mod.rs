@@ -18,6 +18,10 @@
 //!
 //! Not here: what is done with `y` (activations, norms).
 
+mod weight;
+
+pub use weight::{Lines, backward_weight, backward_weight_of_lines};
+
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -32,12 +36,6 @@ const ROW_BLOCK: usize = 8 * ROWS;
 
 /// Blocks of [`STEPS`] that are packed of a row block at a time: 240 KiB.
 const BLOCKS: usize = 4;
-
-/// Steps that the weight's gradient walks before it turns to other channels.
-const ROW_STEPS: usize = 128;
-
-/// Words of packed channels at a time: 4 MiB.
-const CHANNELS_MAX: usize = 1 << 20;
 
 /// Numbers that are packed by one thread while the others wait: dividing fewer costs more than it gives.
 const PACKED_ALONE: usize = 1 << 14;
@@ -136,11 +134,35 @@ pub fn forward(
     rows_times_panels(cpu, w.precision(), y_mn, n, x, panels, bias_n, write, m);
 }
 
-/// Weights as the input's gradient reads them, for several products with parts of the rows.
+/// As [`forward`], of some of the `n` outputs, the first a multiple of 32: `y_mn` has these alone.
+///
+/// # Panics
+///
+/// If the shapes do not agree.
+pub fn forward_outputs(
+    cpu: &Cpu,
+    y_mn: &mut [f32],
+    x_mk: &[f32],
+    w: Weights<'_>,
+    outputs: Range<usize>,
+    n: usize,
+    k: usize,
+) {
+    let m = rows_of("linear forward", y_mn.len(), outputs.len(), x_mk.len(), k);
+    let (words, steps) = w.words("linear forward", n, k);
+    assert_eq!(outputs.start % LANES, 0, "linear forward: outputs from a whole panel on");
+    let stride = steps * LANES;
+    let panels = Panels { words: &words[outputs.start / LANES * stride..], stride };
+    let x = Left { rows: x_mk, stride: k, first: 0, len: k };
+    rows_times_panels(cpu, w.precision(), y_mn, outputs.len(), x, panels, None, Write::Set, m);
+}
+
+/// Weights of some outputs as the input's gradient reads them, for several products with parts of the rows.
 #[derive(Clone, Copy)]
 pub struct Turned<'a> {
     panels: Panels<'a>,
     precision: Precision,
+    /// Outputs.
     n: usize,
     k: usize,
 }
@@ -152,8 +174,25 @@ impl<'a> Turned<'a> {
     ///
     /// If these are not the weights of `n` outputs.
     pub fn new(cpu: &Cpu, buffer: &'a mut Buffer, w: Weights<'_>, n: usize, k: usize) -> Self {
+        Self::of(cpu, buffer, w, 0..n, n, k)
+    }
+
+    /// Turns some of the `n` outputs, the first a multiple of 32.
+    ///
+    /// # Panics
+    ///
+    /// As [`Turned::new`].
+    pub fn of(
+        cpu: &Cpu,
+        buffer: &'a mut Buffer,
+        w: Weights<'_>,
+        outputs: Range<usize>,
+        n: usize,
+        k: usize,
+    ) -> Self {
         w.words("linear turned", n, k);
-        Self { panels: turn_outputs(cpu, buffer, w, 0..n, k), precision: w.precision(), n, k }
+        let len = outputs.len();
+        Self { panels: turn_outputs(cpu, buffer, w, outputs, k), precision: w.precision(), n: len, k }
     }
 
     /// `d_x_mk = d_y_mn w_nk` (or added to what is there): the bits of [`backward_input`].
@@ -162,10 +201,33 @@ impl<'a> Turned<'a> {
     ///
     /// If the shapes do not agree.
     pub fn backward_input(self, cpu: &Cpu, d_x_mk: &mut [f32], d_y_mn: &[f32], write: Write<'_>) {
-        let Self { panels, precision, n, k } = self;
-        let m = rows_of("linear backward_input", d_y_mn.len(), n, d_x_mk.len(), k);
+        self.backward_outputs(cpu, d_x_mk, d_y_mn, 0..self.n, write);
+    }
+
+    /// What some of the outputs have in it, counted from the first that was turned. Parts that follow one another from a multiple of 32 to the next give
+    /// the bits of the whole.
+    ///
+    /// # Panics
+    ///
+    /// If the shapes do not agree.
+    pub fn backward_outputs(
+        self,
+        cpu: &Cpu,
+        d_x_mk: &mut [f32],
+        d_y_mn: &[f32],
+        outputs: Range<usize>,
+        write: Write<'_>,
+    ) {
+        let Self { panels: Panels { words, stride }, precision, n, k } = self;
+        let len = outputs.len();
+        let m = rows_of("linear backward_input", d_y_mn.len(), len, d_x_mk.len(), k);
         write.check("linear backward_input", d_x_mk.len());
-        let d_y = Left { rows: d_y_mn, stride: n, first: 0, len: n };
+        assert!(
+            outputs.start.is_multiple_of(LANES) && outputs.end <= n,
+            "linear backward_input: {outputs:?} of {n}"
+        );
+        let panels = Panels { words: &words[outputs.start / precision.terms() * LANES..], stride };
+        let d_y = Left { rows: d_y_mn, stride: len, first: 0, len };
         rows_times_panels(cpu, precision, d_x_mk, k, d_y, panels, None, write, m);
     }
 }
@@ -405,73 +467,6 @@ fn turn_pairs(isa: Isa, turned: &mut [u32], w: &[u32], n0: usize, n_len: usize, 
     }
 }
 
-/// `d_w_nk += d_y_mn x_mk` in panels, and `d_bias_n += d_y_mn`.
-///
-/// # Panics
-///
-/// If the shapes do not agree.
-pub fn backward_weight(
-    cpu: &Cpu,
-    precision: Precision,
-    d_w: &mut [f32],
-    d_bias_n: Option<&mut [f32]>,
-    d_y_mn: &[f32],
-    x_mk: &[f32],
-    n: usize,
-    k: usize,
-) {
-    let m = rows_of("linear backward_weight", d_y_mn.len(), n, x_mk.len(), k);
-    assert_eq!(
-        d_w.len(),
-        n.next_multiple_of(LANES) * k,
-        "linear backward_weight: d_w is [{n}, {k}] in panels"
-    );
-    let (isa, terms) = (cpu.isa(), precision.terms());
-    let d_w = SharedMut::new(d_w);
-    let packing = Channels::of(isa, precision, k);
-    let block = (CHANNELS_MAX / packing.part() * packing.steps).max(packing.steps) * terms;
-    SHARED.with_borrow_mut(|channels| {
-        for m0 in (0..m).step_by(block) {
-            let m_len = block.min(m - m0);
-            let x = &x_mk[m0 * k..(m0 + m_len) * k];
-            let d_y = &d_y_mn[m0 * n..(m0 + m_len) * n];
-            packing.pack(cpu, channels, x);
-            let channels = &*channels;
-            cpu.for_each(n.div_ceil(LANES), |panel| {
-                let n0 = panel * LANES;
-                PACKED.with_borrow_mut(|packed| {
-                    packed.grow(packing.steps * LANES);
-                    for (part, d_y) in d_y.chunks(packing.steps * terms * n).enumerate() {
-                        let steps = packing.steps_of(d_y.len() / n);
-                        slice_lanes(isa, precision, packed, d_y, n, n0);
-                        packed[(d_y.len() / n).div_ceil(terms) * LANES..steps * LANES].fill(0.0);
-                        for c in (0..k).step_by(packing.tile) {
-                            let tile = packing.tile.min(k - c);
-                            let a = packing.tile_at(channels, part, c, steps);
-                            let out = d_w.pointer((panel * k + c) * LANES);
-                            let b = packed.as_ptr();
-                            // SAFETY: the panel belongs to this task; the packed blocks hold `steps` rows.
-                            unsafe {
-                                isa.product(precision, out, LANES, a, b, LANES, tile, LANES, steps, Init::C)
-                            };
-                        }
-                    }
-                })
-            });
-        }
-    });
-    if let Some(d_bias_n) = d_bias_n {
-        assert_eq!(d_bias_n.len(), n, "linear backward_weight: one bias an output");
-        cpu.for_each_chunk(d_bias_n, 256, |chunk, d_bias| {
-            for d_y_n in d_y_mn.chunks_exact(n) {
-                for (d_b, &d) in d_bias.iter_mut().zip(&d_y_n[chunk * 256..]) {
-                    *d_b += d;
-                }
-            }
-        });
-    }
-}
-
 fn rows_of(op: &str, y_len: usize, n: usize, x_len: usize, k: usize) -> usize {
     let m = y_len / n;
     assert_eq!(y_len, m * n, "{op}: y is [m, {n}]");
@@ -490,151 +485,14 @@ fn panel_groups(cpu: &Cpu, panels: usize, row_blocks: usize) -> usize {
     tasks.div_ceil(row_blocks.max(1)).min(panels.div_ceil(2)).max(1)
 }
 
-/// How the weight's gradient packs channels: `packed[part][tile][step][channel in tile]`, or, for processors that multiply tiles,
-/// `packed[part][channel][step]`. A part is some steps of all channels.
-#[derive(Clone, Copy)]
-struct Channels {
-    isa: Isa,
-    precision: Precision,
-    k: usize,
-    /// Steps of a part.
-    steps: usize,
-    /// Channels of a product.
-    tile: usize,
-}
-
-impl Channels {
-    fn of(isa: Isa, precision: Precision, k: usize) -> Self {
-        let tile = isa.tile_rows(precision);
-        let steps = if isa.multiplies_tiles(precision) { STEPS } else { ROW_STEPS };
-        Self { isa, precision, k, steps, tile }
-    }
-
-    /// Words of a part.
-    fn part(self) -> usize {
-        self.steps * self.k
-    }
-
-    /// Steps that some rows take: whole blocks where the sums have blocks, zeros at the end.
-    fn steps_of(self, rows: usize) -> usize {
-        let steps = rows.div_ceil(self.precision.terms());
-        if self.isa.multiplies_tiles(self.precision) { steps.next_multiple_of(self.isa.cut()) } else { steps }
-    }
-
-    fn pack(self, cpu: &Cpu, packed: &mut Buffer, x_rk: &[f32]) {
-        let Self { isa, precision, k, .. } = self;
-        let part = self.steps * precision.terms() * k;
-        let parts = x_rk.len().div_ceil(part);
-        packed.grow(parts * self.part());
-        if isa.multiplies_tiles(precision) {
-            // One part at a time by all threads, since there are few.
-            for (x, packed) in x_rk.chunks(part).zip(packed.chunks_exact_mut(self.part())) {
-                pack_channel_rows(cpu, packed, x, k, self.steps_of(x.len() / k));
-            }
-            return;
-        }
-        let words = (x_rk.len() / k).div_ceil(precision.terms()) * k;
-        cpu.for_each_chunk(&mut packed[..words], self.part(), |at, packed| {
-            let x = &x_rk[at * part..x_rk.len().min((at + 1) * part)];
-            match precision {
-                Precision::F32 => pack_channel_words(isa, packed, x, k),
-                Precision::Bf16 => pack_channel_pairs(isa, bytemuck::cast_slice_mut(packed), x, k),
-            }
-        });
-    }
-
-    /// The channels from `c` on, of a part of so many steps.
-    fn tile_at(self, packed: &[f32], part: usize, c: usize, steps: usize) -> A {
-        let packed = &packed[part * self.part()..];
-        match self.isa.multiplies_tiles(self.precision) {
-            true => A::rows(packed[c * STEPS..].as_ptr()),
-            false => A::columns(packed[c * steps..].as_ptr(), self.tile.min(self.k - c)),
-        }
-    }
-}
-
-/// Channels that a thread turns at a time.
-const TURNED_CHANNELS: usize = 64;
-
-/// Channel by channel, pairs of rows one after the other, zeros up to `steps`.
-fn pack_channel_rows(cpu: &Cpu, packed: &mut [f32], x_rk: &[f32], k: usize, steps: usize) {
-    let rows = x_rk.len() / k;
-    cpu.for_each_chunk(packed, TURNED_CHANNELS * STEPS, |task, packed| {
-        let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
-        bf16::turn_rows(cpu.isa(), packed, STEPS, x_rk, k, task * TURNED_CHANNELS);
-        for packed in packed.chunks_exact_mut(STEPS) {
-            packed[rows.div_ceil(2)..steps].fill(0);
-        }
-    });
-}
-
-vectorized! {
-    fn pack_channel_words(packed: &mut [f32], x_rk: &[f32], k: usize) {
-        let steps = x_rk.len() / k;
-        for (step, x_k) in x_rk.chunks_exact(k).enumerate() {
-            spread_tiles(packed, x_k, step, steps);
-        }
-    }
-}
-
-fn pack_channel_pairs(isa: Isa, packed: &mut [u32], x_rk: &[f32], k: usize) {
-    let steps = (x_rk.len() / k).div_ceil(2);
-    let mut pairs = [0u32; 32 * ROWS];
-    for (step, rows) in x_rk.chunks(2 * k).enumerate() {
-        let (first, second) = rows.split_at(k);
-        for c in (0..k).step_by(pairs.len()) {
-            let end = k.min(c + pairs.len());
-            bf16::pair_rows(isa, &mut pairs, &first[c..end], second.get(c..end));
-            spread_tiles(&mut packed[c * steps..], &pairs[..end - c], step, steps);
-        }
-    }
-}
-
-/// Puts one step's words where their tiles of [`ROWS`] channels are.
-#[inline(always)]
-fn spread_tiles<T: Copy>(packed: &mut [T], words: &[T], step: usize, steps: usize) {
-    let (tiles, tail) = words.as_chunks::<ROWS>();
-    for (tile, words) in tiles.iter().enumerate() {
-        // A length that the compiler knows is two moves, not a call.
-        let at = (tile * steps + step) * ROWS;
-        *packed[at..].first_chunk_mut().expect("a tile of this step") = *words;
-    }
-    let at = tiles.len() * steps * ROWS + step * tail.len();
-    packed[at..at + tail.len()].copy_from_slice(tail);
-}
-
-/// Outputs `n0..n0 + 32` of rows of `d_y`, a step a line; outputs that are not there are zero.
-fn slice_lanes(isa: Isa, precision: Precision, out: &mut [f32], d_y_rn: &[f32], n: usize, n0: usize) {
-    let lanes = LANES.min(n - n0);
-    match precision {
-        Precision::F32 => {
-            for (row, d_y_n) in out.chunks_exact_mut(LANES).zip(d_y_rn.chunks_exact(n)) {
-                row[..lanes].copy_from_slice(&d_y_n[n0..n0 + lanes]);
-                row[lanes..].fill(0.0);
-            }
-        }
-        Precision::Bf16 => {
-            let out: &mut [u32] = bytemuck::cast_slice_mut(out);
-            // Whole pairs of whole lines at once; what is left, row by row.
-            let whole = if lanes == LANES { d_y_rn.len() / (2 * n) } else { 0 };
-            let (lines, out) = out.split_at_mut(whole * LANES);
-            bf16::pair_lines(isa, lines, d_y_rn, n0, n);
-            for (row, d_y_n) in out.chunks_exact_mut(LANES).zip(d_y_rn[2 * whole * n..].chunks(2 * n)) {
-                let (first, second) = d_y_n.split_at(n);
-                bf16::pair_rows(isa, row, &first[n0..n0 + lanes], second.get(n0..n0 + lanes));
-                row[lanes..].fill(0);
-            }
-        }
-    }
-}
-
 impl Isa {
     /// Runs `repeats` tiles whose operands stay in the L1 cache and returns the multiply-adds done: with
     /// the caller's clock, the rate that no product of this machine can exceed.
     pub fn peak_products(self, precision: Precision, repeats: usize) -> f64 {
         let rows = self.tile_rows(precision);
-        let (a, b) = (vec![0.5f32; rows * STEPS], vec![0.25f32; LANES * STEPS]);
-        let mut c = vec![0.0f32; rows * LANES];
+        let [mut a, mut b, mut c] = [rows * STEPS, LANES * STEPS, rows * LANES].map(Buffer::zeros);
+        a.fill(0.5);
+        b.fill(0.25);
         for _ in 0..repeats {
             let a = A::rows(a.as_ptr());
             // SAFETY: the arrays have the sizes asked for.
