@@ -357,7 +357,6 @@ impl<'s> Trainer<'s> {
         );
         decoder.backward(cpu, params, batch, tape, grads);
         optimizer.update(cpu, &decoder.layout.specs, params, grads, 1e-5);
-        grads.data.fill(0.0);
     }
 }
 

@@ -274,7 +274,6 @@ impl Tiny {
             let numbers = decoder.logprobs(cpu, &params, &mut tape, &predictions, 1.0);
             let m = predictions.len() as f64;
             losses.push(-numbers.logprob_m.iter().map(|&x| f64::from(x)).sum::<f64>() / m);
-            grads.data.fill(0.0);
             decoder.begin_backward(&mut tape);
             let d_logprob_m = vec![(-1.0 / m) as f32; predictions.len()];
             let d_entropy_m = vec![0.0; predictions.len()];
@@ -290,7 +289,7 @@ impl Tiny {
                 &mut grads,
             );
             decoder.backward(cpu, &params, &batch, &mut tape, &mut grads);
-            let stats = optimizer.update(cpu, &decoder.layout.specs, &mut params, &grads, LEARNING_RATE);
+            let stats = optimizer.update(cpu, &decoder.layout.specs, &mut params, &mut grads, LEARNING_RATE);
             first.get_or_insert((numbers, stats.grad_norm));
         }
         let (numbers, grad_norm) = first.expect("at least one step");

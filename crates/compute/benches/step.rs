@@ -103,8 +103,7 @@ fn measure(cpu: &Cpu, work: &Work) {
         lap(2);
         decoder.backward(cpu, &params, &batch, &mut tape, &mut grads);
         lap(3);
-        optimizer.update(cpu, &decoder.layout.specs, &mut params, &grads, 1e-5);
-        grads.data.fill(0.0);
+        optimizer.update(cpu, &decoder.layout.specs, &mut params, &mut grads, 1e-5);
         lap(4);
     }
     let DecoderConfig { width, ffn, layers, .. } = work.config;

@@ -54,18 +54,19 @@ impl Optimizer {
         Self { config, m: zeros(), v: zeros(), step: 0 }
     }
 
-    /// Clips, updates the weights and the moments of the tensors `specs`. A gradient that is not finite changes nothing and is
-    /// returned in `grad_norm` for the caller to report.
+    /// Clips, updates the weights and the moments of the tensors `specs`, and leaves a gradient of 0. One that is not finite changes
+    /// nothing and is returned in `grad_norm` for the caller to report.
     pub fn update(
         &mut self,
         cpu: &Cpu,
         specs: &[ParamSpec],
         params: &mut Params,
-        grads: &Params,
+        grads: &mut Params,
         lr: f64,
     ) -> UpdateStats {
         let grad_norm = adamw::norm_sq(cpu, &grads.data).sqrt();
         if !grad_norm.is_finite() {
+            cpu.clear(&mut grads.data);
             return UpdateStats { grad_norm, clip_factor: 0.0 };
         }
         let clip_factor = match self.config.max_grad_norm {
@@ -94,7 +95,7 @@ impl Optimizer {
                 pairs,
                 &mut self.m.data[range.clone()],
                 &mut self.v.data[range.clone()],
-                &grads.data[range],
+                &mut grads.data[range],
                 p,
             );
         }

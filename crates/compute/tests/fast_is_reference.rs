@@ -421,8 +421,9 @@ fn adamw() {
     let p =
         AdamW { lr: 1e-2, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, step: 7, grad_scale: 0.5 };
     for cpu in cpus() {
-        let (mut fw, mut fm, mut fv) = (w.clone(), m.clone(), v.clone());
-        cpu::adamw::update(&cpu, &mut fw, None, &mut fm, &mut fv, &g, p);
+        let [mut fw, mut fm, mut fv, mut fg] = [&w, &m, &v, &g].map(Clone::clone);
+        cpu::adamw::update(&cpu, &mut fw, None, &mut fm, &mut fv, &mut fg, p);
+        assert!(fg.iter().all(|&g| g == 0.0), "the gradient is used up");
         close("adamw weights", &fw, &rw, 5e-7);
         close("adamw m", &fm, &rm, 5e-7);
         close("adamw v", &fv, &rv, 5e-7);

@@ -227,7 +227,7 @@ impl Adapter {
         lr: f64,
     ) -> UpdateStats {
         self.pull(cpu, layout, grads);
-        let stats = optimizer.update(cpu, &self.specs, &mut self.params, &self.grads, lr);
+        let stats = optimizer.update(cpu, &self.specs, &mut self.params, &mut self.grads, lr);
         self.merge(cpu, layout, params);
         stats
     }

@@ -76,9 +76,9 @@ fn gradient(cpu: &Cpu, model: &Model) -> Params {
 
 /// One step of AdamW, so that no weight is what was loaded.
 fn train_a_step(cpu: &Cpu, model: &mut Model) {
-    let grads = gradient(cpu, model);
+    let mut grads = gradient(cpu, model);
     let mut optimizer = Optimizer::new(ADAMW, model.layout.len);
-    optimizer.update(cpu, &model.layout.specs, &mut model.params, &grads, 1e-3);
+    optimizer.update(cpu, &model.layout.specs, &mut model.params, &mut grads, 1e-3);
 }
 
 /// A new adapter of the model at `base` after two steps (in the first, only `b` moves), and the merged model.

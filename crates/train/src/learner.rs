@@ -113,12 +113,14 @@ impl<'c> Learner<'c> {
     /// Updates the weights by the gradients added up since the last update, and clears them.
     pub fn update(&mut self, lr: f64) -> UpdateStats {
         let Self { cpu, model, adapter, grads, optimizer, .. } = self;
-        let stats = match adapter {
+        match adapter {
             None => optimizer.update(cpu, &model.layout.specs, &mut model.params, grads, lr),
-            Some(adapter) => adapter.update(cpu, optimizer, &model.layout, &mut model.params, grads, lr),
-        };
-        cpu.clear(&mut grads.data);
-        stats
+            Some(adapter) => {
+                let stats = adapter.update(cpu, optimizer, &model.layout, &mut model.params, grads, lr);
+                cpu.clear(&mut grads.data);
+                stats
+            }
+        }
     }
 
     /// Reads what is trained from a directory: the model, or the adapter, which is merged.

@@ -29,7 +29,7 @@ pub struct AdamW {
     pub grad_scale: f32,
 }
 
-/// Updates weights and moments in place, and the pairs that follow from the weights.
+/// Updates weights and moments in place, and the pairs that follow from the weights. The gradient is 0 afterwards: it was in the cache.
 ///
 /// # Panics
 ///
@@ -40,7 +40,7 @@ pub fn update(
     pairs: Option<&mut [u32]>,
     m: &mut [f32],
     v: &mut [f32],
-    g: &[f32],
+    g: &mut [f32],
     p: AdamW,
 ) {
     assert!(p.step > 0, "adamw: steps count from 1");
@@ -60,13 +60,13 @@ pub fn update(
         step_size: (p.lr / correction1) as f32,
         root2: correction2.sqrt() as f32,
     };
-    let (w, m, v, pairs) =
-        (SharedMut::new(w), SharedMut::new(m), SharedMut::new(v), pairs.map(SharedMut::new));
+    let [w, m, v, g] = [w, m, v, g].map(SharedMut::new);
+    let pairs = pairs.map(SharedMut::new);
     cpu.for_each(len.div_ceil(CHUNK), |task| {
         let range = task * CHUNK..len.min((task + 1) * CHUNK);
         // SAFETY: chunks of different tasks do not overlap.
-        let (w, m, v) = unsafe { (w.slice(range.clone()), m.slice(range.clone()), v.slice(range.clone())) };
-        update_chunk(cpu.isa(), w, m, v, &g[range.clone()], c);
+        let [w, m, v, g] = [&w, &m, &v, &g].map(|all| unsafe { all.slice(range.clone()) });
+        update_chunk(cpu.isa(), w, m, v, g, c);
         if let Some(pairs) = &pairs {
             // SAFETY: as above.
             pair_lanes(cpu.isa(), unsafe { pairs.slice(range.start / 2..range.end / 2) }, w);
@@ -88,9 +88,10 @@ struct Coefficients {
 }
 
 vectorized! {
-    fn update_chunk(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &[f32], c: Coefficients) {
-        for (((w, m), v), &g) in w.iter_mut().zip(m).zip(v).zip(g) {
-            let g = g * c.grad_scale;
+    fn update_chunk(w: &mut [f32], m: &mut [f32], v: &mut [f32], g: &mut [f32], c: Coefficients) {
+        for (((w, m), v), d_w) in w.iter_mut().zip(m).zip(v).zip(g) {
+            let g = *d_w * c.grad_scale;
+            *d_w = 0.0;
             *m += (g - *m) * c.new1;
             *v = *v * c.old2 + g * g * c.new2;
             *w = *w * c.keep - c.step_size * (*m / (v.sqrt() / c.root2 + c.eps));

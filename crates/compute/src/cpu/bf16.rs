@@ -183,7 +183,7 @@ vectorized! {
 }
 
 /// Turns pairs of two rows of `[row][k]`, channel by channel from `first` on, as many as `out` has room for:
-/// `out[(c - first) * stride + row / 2]`. A second row that is not there counts as zero.
+/// `out[(c - first) * stride + row / 2]`. Rows that are not there count as zero, up to sixteen pairs where the stride has room for them.
 ///
 /// # Panics
 ///
@@ -194,20 +194,24 @@ pub(crate) fn turn_rows(isa: Isa, out: &mut [u32], stride: usize, x: &[f32], k: 
     assert!(x.len() == rows * k && steps <= stride, "bf16: {steps} pairs in {stride}");
     assert!(out.len() == channels * stride && first + channels <= k, "bf16: channels of {k}");
     // Squares of sixteen by the processor, the rest number by number.
+    let padded = steps.next_multiple_of(16);
     let (whole_steps, whole_channels) = match isa {
+        #[cfg(target_arch = "x86_64")]
+        Isa::Avx512Bf16 | Isa::Amx if padded <= stride => (padded, channels / 16 * 16),
         #[cfg(target_arch = "x86_64")]
         Isa::Avx512Bf16 | Isa::Amx => (rows / 32 * 16, channels / 16 * 16),
         _ => (0, 0),
     };
     #[cfg(target_arch = "x86_64")]
     for step in (0..whole_steps).step_by(16) {
+        let there = (rows - 2 * step).min(32);
         for c in (0..whole_channels).step_by(16) {
-            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; 32 rows and 16 channels are inside, by
-            // the checks above.
+            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; these rows, 16 channels and the places of 16 pairs are
+            // inside, by the checks above.
             unsafe {
                 let (out, x) =
                     (out[c * stride + step..].as_mut_ptr(), x[2 * step * k + first + c..].as_ptr());
-                native::turn_rows(out, stride, x, k);
+                native::turn_rows(out, stride, x, k, there);
             }
         }
     }
@@ -331,18 +335,22 @@ mod native {
         _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
     }
 
-    /// `out[c * stride + s]` = the pair of rows `2 s` and `2 s + 1` of channel `c`, for sixteen of each.
+    /// `out[c * stride + s]` = the pair of rows `2 s` and `2 s + 1` of channel `c`, for sixteen of each; rows from `there` on count as zero.
     ///
     /// # Safety
     ///
-    /// 32 rows of `x`, `k` floats apart, have sixteen numbers, and sixteen rows of `out` sixteen words.
+    /// `there` rows of `x` (at most 32), `k` floats apart, have sixteen numbers, and sixteen rows of `out` sixteen words.
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn turn_rows(out: *mut u32, stride: usize, x: *const f32, k: usize) {
+    pub(super) unsafe fn turn_rows(out: *mut u32, stride: usize, x: *const f32, k: usize, there: usize) {
         // SAFETY: the caller's promise.
         unsafe {
             let mut rows = [_mm512_setzero_si512(); 16];
-            for (s, row) in rows.iter_mut().enumerate() {
+            for (s, row) in rows.iter_mut().enumerate().take(there / 2) {
                 *row = sixteen_pairs(x.add(2 * s * k), x.add((2 * s + 1) * k));
+            }
+            if there % 2 == 1 {
+                let last = _mm512_loadu_ps(x.add((there - 1) * k));
+                rows[there / 2] = _mm512_cvtepu16_epi32(rounded(last));
             }
             for (c, row) in turned_sixteen(rows).into_iter().enumerate() {
                 _mm512_storeu_si512(out.add(c * stride).cast(), row);
