@@ -731,12 +731,10 @@ fn turn_scores(isa: Isa, turned: &mut Buffer, scores: &[f32]) -> (A, usize) {
     let (rows, pairs) = (scores.len() / KEYS, scores.len().div_ceil(2 * KEYS));
     let steps = pairs.next_multiple_of(isa.cut());
     turned.grow(KEYS * STEPS);
+    assert!(steps <= STEPS, "attention: {rows} query rows at a time");
     let words: &mut [u32] = bytemuck::cast_slice_mut(&mut turned[..KEYS * STEPS]);
-    debug_assert!(steps <= STEPS, "{rows} query rows");
-    bf16::turn_rows(isa, words, STEPS, scores, KEYS, 0);
-    for row in words.chunks_exact_mut(STEPS) {
-        row[pairs..steps].fill(0);
-    }
+    // SAFETY: 32 keys of `STEPS` words, a multiple of sixteen.
+    unsafe { bf16::turn_rows(isa, words.as_mut_ptr(), STEPS, KEYS, scores, KEYS, 0) };
     (A::rows(turned.as_ptr()), steps)
 }
 

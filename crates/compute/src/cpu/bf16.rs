@@ -182,43 +182,51 @@ vectorized! {
     }
 }
 
-/// Turns pairs of two rows of `[row][k]`, channel by channel from `first` on, as many as `out` has room for:
-/// `out[(c - first) * stride + row / 2]`. Rows that are not there count as zero, up to sixteen pairs where the stride has room for them.
+/// Turns pairs of two rows of `[row][k]`, channel by channel: `out[c * stride + row / 2]` of channel `first + c`. Rows that are not there count as zero,
+/// up to whole sixteens of pairs.
+///
+/// # Safety
+///
+/// `out` has so many channels, `stride` words apart, of room for the pairs rounded up to sixteen, and nobody else has those.
 ///
 /// # Panics
 ///
-/// If `out` is not whole strides, or a stride is too short.
-pub(crate) fn turn_rows(isa: Isa, out: &mut [u32], stride: usize, x: &[f32], k: usize, first: usize) {
-    let (rows, channels) = (x.len() / k, out.len() / stride);
-    let steps = rows.div_ceil(2);
-    assert!(x.len() == rows * k && steps <= stride, "bf16: {steps} pairs in {stride}");
-    assert!(out.len() == channels * stride && first + channels <= k, "bf16: channels of {k}");
+/// If `x` does not have the channels, or not whole rows.
+pub(crate) unsafe fn turn_rows(
+    isa: Isa,
+    out: *mut u32,
+    stride: usize,
+    channels: usize,
+    x: &[f32],
+    k: usize,
+    first: usize,
+) {
+    let rows = x.len() / k;
+    assert!(x.len() == rows * k && first + channels <= k, "bf16: {channels} channels from {first} of {k}");
+    let steps = rows.div_ceil(2).next_multiple_of(16);
     // Squares of sixteen by the processor, the rest number by number.
-    let padded = steps.next_multiple_of(16);
-    let (whole_steps, whole_channels) = match isa {
+    let whole_channels = match isa {
         #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Amx if padded <= stride => (padded, channels / 16 * 16),
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Amx => (rows / 32 * 16, channels / 16 * 16),
-        _ => (0, 0),
+        Isa::Avx512Bf16 | Isa::Amx => channels / 16 * 16,
+        _ => 0,
     };
     #[cfg(target_arch = "x86_64")]
-    for step in (0..whole_steps).step_by(16) {
+    for step in (0..steps).step_by(16) {
         let there = (rows - 2 * step).min(32);
         for c in (0..whole_channels).step_by(16) {
-            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; these rows, 16 channels and the places of 16 pairs are
-            // inside, by the checks above.
+            // SAFETY: `Cpu::with_isa` checked that the machine has the instructions; the rows and channels are inside by the check above, the
+            // places by the caller's promise.
             unsafe {
-                let (out, x) =
-                    (out[c * stride + step..].as_mut_ptr(), x[2 * step * k + first + c..].as_ptr());
-                native::turn_rows(out, stride, x, k, there);
+                let x = x.as_ptr().add(2 * step * k + first + c);
+                native::turn_rows(out.add(c * stride + step), stride, x, k, there);
             }
         }
     }
-    for step in 0..steps {
-        let (even, odd) = x[2 * step * k..rows.min(2 * step + 2) * k].split_at(k);
-        for c in if step < whole_steps { whole_channels } else { 0 }..channels {
-            out[c * stride + step] = pair(even[first + c], odd.get(first + c).copied().unwrap_or(0.0));
+    for c in whole_channels..channels {
+        let number = |row: usize| if row < rows { x[row * k + first + c] } else { 0.0 };
+        for step in 0..steps {
+            // SAFETY: inside, by the caller's promise.
+            unsafe { *out.add(c * stride + step) = pair(number(2 * step), number(2 * step + 1)) };
         }
     }
 }

@@ -10,7 +10,7 @@
 use std::cell::RefCell;
 use std::ops::Range;
 
-use super::linear::{self, Lines, Turned, Write};
+use super::linear::{self, Channels, Lines, Turned, Write};
 use super::vector::{Lanes, exp, vectorized};
 use super::{Cpu, Isa, SharedMut};
 use crate::params::{Buffer, LANES, Weights};
@@ -349,6 +349,7 @@ fn place_in(tokens: &Range<usize>, token: u32) -> Option<usize> {
 pub struct Work {
     turned: Buffer,
     lines: Buffer,
+    channels: Buffer,
 }
 
 /// Adds into `d_hidden_mc` and `d_w` (panels), from what [`forward`] said of the same rows.
@@ -374,6 +375,9 @@ pub fn backward(
     assert_eq!((d_logprob_m.len(), d_entropy_m.len()), (m, m), "logprob: one gradient a token");
     assert_eq!(of.max_m.len(), m, "logprob: what forward said of these rows");
     let d_hidden = SharedMut::new(d_hidden_mc);
+    let channels = Channels::new(cpu, precision, &mut work.channels, m, c);
+    // SAFETY: nobody else has the channels.
+    unsafe { channels.put(cpu, 0, hidden_mc) };
     // As many tokens at a time as there is room for: their lines for all rows, and their weights turned.
     let segment = (LINES_MAX / m.max(2 * c) / CHUNK * CHUNK).max(CHUNK);
     for start in (0..v).step_by(segment) {
@@ -404,7 +408,7 @@ pub fn backward(
             });
         });
         let d_w = &mut d_w[start * c..tokens.end.next_multiple_of(LANES) * c];
-        linear::backward_weight_of_lines(cpu, d_w, &lines, hidden_mc, c);
+        linear::backward_weight_packed(cpu, d_w, &lines, &channels);
     }
 }
 

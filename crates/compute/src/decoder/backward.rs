@@ -1,12 +1,12 @@
 //! One layer, backward.
 //!
 //! As forward, what goes row by row is done by tasks that take some rows through several operations. Weights' gradients are sums over all rows, so
-//! they come after, from what the tasks left: each weight's input, and the gradient of its output.
+//! they come after, from what the tasks left: each weight's input and the gradient of its output, packed ([`Factors`]).
 
 use std::ops::Range;
 
 use super::layer::ROW_WORK;
-use super::tape::{LayerTape, NormTape, RowWork, RowsMut, Work};
+use super::tape::{Factors, LayerTape, NormTape, RowWork, RowsMut, Work};
 use super::{Decoder, gather_rows};
 use crate::batch::Batch;
 use crate::config::{Position, QkNorm};
@@ -74,7 +74,7 @@ impl Decoder {
         let (config, p, precision) = (&self.config, self.layout.layers[l], params.precision());
         let (c, u, f) = (config.width, config.up_width(), config.ffn);
         let m = d_x.len() / c;
-        let Work { kept_x, y, act, d_x_mid, d_y, d_proj, d_up, turned, .. } = work;
+        let Work { kept_x, d_x_mid, d_y, d_proj, d_up, turned, factors, .. } = work;
         let x = match (config.parallel_residual, kept) {
             (false, _) => &tape.x_mid[..m * c],
             (true, None) => &tape.x[..m * c],
@@ -94,40 +94,46 @@ impl Decoder {
         let [turned_down, turned_up] = turned;
         let by_down = self.turned(cpu, params, turned_down, p.down);
         let by_up = self.turned(cpu, params, turned_up, p.up);
-        let [y, d_y, d_x_mid] = [y, d_y, d_x_mid].map(|buffer| buffer.first_mut(m * c));
-        let (act, d_up) = (act.first_mut(m * f), d_up.first_mut(m * u));
-        let [y_rows, d_y_rows, d_mid_rows] = [&mut *y, d_y, d_x_mid].map(|buffer| RowsMut::new(buffer, c));
-        let (act_rows, d_up_rows) = (RowsMut::new(act, f), RowsMut::new(d_up, u));
+        // Kept where a bias adds it up.
+        let d_up_kept = if p.up.bias.is_some() { u } else { 0 };
+        let d_up = d_up.first_mut(m * d_up_kept);
+        let [d_y, d_x_mid] = [d_y, d_x_mid].map(|buffer| buffer.first_mut(m * c));
+        let [d_y_rows, d_mid_rows] = [&mut *d_y, d_x_mid].map(|buffer| RowsMut::new(buffer, c));
+        let d_up_rows = RowsMut::new(d_up, d_up_kept);
+        let [of_down, of_up] = factors;
+        let of_down = of_down.of(cpu, precision, m, c, f);
+        let of_up = of_up.of(cpu, precision, m, u, c);
         cpu.for_each_rows(precision, m, |rows| {
             // SAFETY: these rows belong to this task.
-            let (act, d_up, y, d_y, d_mid) = unsafe {
-                (
-                    act_rows.of(&rows),
-                    d_up_rows.of(&rows),
-                    y_rows.of(&rows),
-                    d_y_rows.of(&rows),
-                    d_mid_rows.of(&rows),
-                )
-            };
+            let (d_up_kept, d_y, d_mid) =
+                unsafe { (d_up_rows.of(&rows), d_y_rows.of(&rows), d_mid_rows.of(&rows)) };
             let through = rows.start * c..rows.end * c;
-            ROW_WORK.with_borrow_mut(|RowWork { up, act: d_act, .. }| {
+            let d_out = &d_out[through.clone()];
+            ROW_WORK.with_borrow_mut(|RowWork { up, act, d_act, d_up, y, .. }| {
                 let up = tape.up.read_rows(cpu, precision, up, &rows, u);
-                let d_act = d_act.first_mut(act.len());
+                let [act, d_act] = [act, d_act].map(|buffer| buffer.first_mut(rows.len() * f));
+                let d_up = d_up.first_mut(rows.len() * u);
                 activation::forward(cpu, config.mlp, act, up, f);
-                by_down.backward_input(cpu, d_act, &d_out[through.clone()], Write::Set);
+                // SAFETY: as above.
+                unsafe { of_down.put(cpu, &rows, d_out, act) };
+                by_down.backward_input(cpu, d_act, d_out, Write::Set);
                 activation::backward(cpu, config.mlp, d_up, d_act, up, f);
+                if !d_up_kept.is_empty() {
+                    d_up_kept.copy_from_slice(d_up);
+                }
+                // Sequential blocks hand down the sum of what comes through and past them; parallel ones keep what comes through
+                // apart, since attention's block reads `d_x` as it was.
+                if config.parallel_residual {
+                    d_mid.fill(0.0);
+                } else {
+                    d_mid.copy_from_slice(&d_x[through]);
+                }
+                self.input_backward(cpu, params, input, &rows, by_up, y, [d_y, d_mid], d_up, &of_up);
             });
-            // Sequential blocks hand down the sum of what comes through and past them; parallel ones keep what comes through
-            // apart, since attention's block reads `d_x` as it was.
-            if config.parallel_residual {
-                d_mid.fill(0.0);
-            } else {
-                d_mid.copy_from_slice(&d_x[through]);
-            }
-            self.input_backward(cpu, params, input, &rows, by_up, [y, d_y, d_mid], d_up);
         });
-        self.weight_backward(cpu, params, grads, p.down, d_out, act);
-        self.input_weights_backward(cpu, params, grads, input, p.up, [y, d_y], d_up);
+        self.packed_weight_backward(cpu, grads, p.down, &of_down, d_out);
+        self.packed_weight_backward(cpu, grads, p.up, &of_up, d_up);
+        self.input_norm_backward(cpu, grads, input, d_y);
     }
 
     /// `x_mid = x + post(attn_out(attention))`: leaves in `work.d_attn` the gradient of attention's output, of all rows.
@@ -187,7 +193,7 @@ impl Decoder {
         let (config, p, precision) = (&self.config, self.layout.layers[l], params.precision());
         let (n, c, shape) = (batch.tokens(), config.width, self.heads());
         let (q, w) = (shape.q_width(), shape.qkv_width());
-        let Work { qkv, attn, y, d_y, d_attn, d_qkv, turned, .. } = work;
+        let Work { qkv, attn, d_y, d_attn, d_qkv, turned, factors, .. } = work;
         let attn = tape.attn.floats(precision, attn, n * q);
         let qkv = tape.qkv.read(cpu, precision, qkv, n * w);
         let (d_attn, d_qkv) = (&d_attn[..n * q], d_qkv.first_mut(n * w));
@@ -213,18 +219,23 @@ impl Decoder {
         let d_qkv = &*d_qkv;
         let by = self.turned(cpu, params, &mut turned[0], p.qkv);
         let input = Input { norm: p.attn_norm, x: &tape.x[..n * c], stats: &tape.attn_norm };
-        let [y, d_y] = [y, d_y].map(|buffer| buffer.first_mut(n * c));
-        let [y_rows, d_y_rows, d_x_rows] = [&mut *y, d_y, d_x].map(|buffer| RowsMut::new(buffer, c));
+        let d_y = d_y.first_mut(n * c);
+        let [d_y_rows, d_x_rows] = [&mut *d_y, d_x].map(|buffer| RowsMut::new(buffer, c));
+        let of_qkv = factors[0].of(cpu, precision, n, w, c);
         cpu.for_each_rows(precision, n, |rows| {
             // SAFETY: these rows belong to this task.
-            let own = unsafe { [y_rows.of(&rows), d_y_rows.of(&rows), d_x_rows.of(&rows)] };
+            let own = unsafe { [d_y_rows.of(&rows), d_x_rows.of(&rows)] };
             let d_qkv = &d_qkv[rows.start * w..rows.end * w];
-            self.input_backward(cpu, params, input, &rows, by, own, d_qkv);
+            ROW_WORK.with_borrow_mut(|RowWork { y, .. }| {
+                self.input_backward(cpu, params, input, &rows, by, y, own, d_qkv, &of_qkv);
+            });
         });
-        self.input_weights_backward(cpu, params, grads, input, p.qkv, [y, d_y], d_qkv);
+        self.packed_weight_backward(cpu, grads, p.qkv, &of_qkv, d_qkv);
+        self.input_norm_backward(cpu, grads, input, d_y);
     }
 
-    /// Of some rows: the block's input again (`y`), its gradient (`d_y`), and, added to `d_x`, the gradient of what is normalised.
+    /// Of some rows: the block's input again, packed with the gradient of its first weights' output for the gradient of these; the input's gradient
+    /// (`d_y`); and, added to `d_x`, the gradient of what is normalised.
     fn input_backward(
         &self,
         cpu: &Cpu,
@@ -232,38 +243,32 @@ impl Decoder {
         input: Input<'_>,
         rows: &Range<usize>,
         by: Turned<'_>,
-        [y, d_y, d_x]: [&mut [f32]; 3],
+        y: &mut Buffer,
+        [d_y, d_x]: [&mut [f32]; 2],
         d_out: &[f32],
+        factors: &Factors<'_>,
     ) {
         let (c, kind) = (self.config.width, self.config.norm);
+        let x = &input.x[rows.start * c..rows.end * c];
         let Some(p) = input.norm else {
+            // SAFETY: the rows of the caller's task.
+            unsafe { factors.put(cpu, rows, d_out, x) };
             return by.backward_input(cpu, d_x, d_out, Write::Add);
         };
-        let x = &input.x[rows.start * c..rows.end * c];
         let [mean, rstd] = input.stats.of(kind, rows);
         let (w_c, b_c) = self.norm_weights(params, p);
+        let y = y.first_mut(x.len());
         norm::again(cpu, kind, y, mean, rstd, x, w_c, b_c);
+        // SAFETY: as above.
+        unsafe { factors.put(cpu, rows, d_out, y) };
         by.backward_input(cpu, d_y, d_out, Write::Set);
         norm::backward_input(cpu, kind, d_x, d_y, x, w_c, mean, rstd);
     }
 
-    /// Of all rows: gradients of the block's first weights and of its norm, from what [`Decoder::input_backward`] left.
-    fn input_weights_backward(
-        &self,
-        cpu: &Cpu,
-        params: &Params,
-        grads: &mut Params,
-        input: Input<'_>,
-        w: LinearParams,
-        [y, d_y]: [&[f32]; 2],
-        d_out: &[f32],
-    ) {
-        match input.norm {
-            None => self.weight_backward(cpu, params, grads, w, d_out, input.x),
-            Some(p) => {
-                self.weight_backward(cpu, params, grads, w, d_out, y);
-                self.norm_weight_backward(cpu, grads, p, d_y, input.x, input.stats);
-            }
+    /// Of all rows: gradients of the block's norm, from what [`Decoder::input_backward`] left.
+    fn input_norm_backward(&self, cpu: &Cpu, grads: &mut Params, input: Input<'_>, d_y: &[f32]) {
+        if let Some(p) = input.norm {
+            self.norm_weight_backward(cpu, grads, p, d_y, input.x, input.stats);
         }
     }
 
@@ -333,6 +338,23 @@ impl Decoder {
         let (n, k) = self.layout.specs[p.weight].shape.rows_cols();
         let (d_w, d_b) = self.with_bias(grads, p.weight, p.bias);
         linear::backward_weight(cpu, params.precision(), d_w, d_b, d_y, x, n, k);
+    }
+
+    /// From packed factors; `d_y` is read for the bias alone, where there is one.
+    fn packed_weight_backward(
+        &self,
+        cpu: &Cpu,
+        grads: &mut Params,
+        p: LinearParams,
+        factors: &Factors<'_>,
+        d_y: &[f32],
+    ) {
+        let (d_w, d_b) = self.with_bias(grads, p.weight, p.bias);
+        linear::backward_weight_packed(cpu, d_w, &factors.gradient, &factors.input);
+        if let Some(d_b) = d_b {
+            let n = d_b.len();
+            linear::backward_bias(cpu, d_b, d_y, n);
+        }
     }
 
     /// Gradients of a weight and of its bias.

@@ -167,7 +167,7 @@ impl Decoder {
             let [attn_post, mlp_norm, mlp_post] =
                 [&attn_post, &mlp_norm, &mlp_post].map(|norm| unsafe { norm.of(&rows) });
             ROW_WORK.with_borrow_mut(|work| {
-                let RowWork { x, attn, y, proj, up, act } = work;
+                let RowWork { x, attn, y, proj, up, act, .. } = work;
                 let (x, attn) = match kept {
                     None => (&x_nc[rows.start * c..rows.end * c], &attn_nq[rows.start * q..rows.end * q]),
                     Some(kept) => {

@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Recompute;
 use crate::config::NormKind;
+use crate::cpu::linear::{Channels, Lines};
 use crate::cpu::rope::RopeTable;
 use crate::cpu::{Cpu, Precision, SharedMut, bf16, logprob};
 use crate::params::Buffer;
@@ -183,8 +184,6 @@ pub(super) struct Work {
     pub(super) d_rows: Buffer,
     pub(super) kept_x: Buffer,
     pub(super) kept_attn: Buffer,
-    pub(super) y: Buffer,
-    pub(super) act: Buffer,
     pub(super) d_x_mid: Buffer,
     pub(super) d_y: Buffer,
     pub(super) d_proj: Buffer,
@@ -193,6 +192,55 @@ pub(super) struct Work {
     pub(super) d_up: Buffer,
     /// Weights, turned for the input's gradient.
     pub(super) turned: [Buffer; 2],
+    /// What weights' gradients are made of.
+    pub(super) factors: [FactorBuffers; 2],
+}
+
+/// Room for [`Factors`].
+#[derive(Debug, Default)]
+pub(super) struct FactorBuffers {
+    gradient: Buffer,
+    input: Buffer,
+}
+
+impl FactorBuffers {
+    /// For `m` rows of a weight `[n, k]`.
+    pub(super) fn of(
+        &mut self,
+        cpu: &Cpu,
+        precision: Precision,
+        m: usize,
+        n: usize,
+        k: usize,
+    ) -> Factors<'_> {
+        Factors {
+            gradient: Lines::new(cpu, precision, &mut self.gradient, m, n),
+            input: Channels::new(cpu, precision, &mut self.input, m, k),
+            outputs: n,
+        }
+    }
+}
+
+/// The two factors of a weight's gradient, put together by tasks that have rows of them.
+pub(super) struct Factors<'a> {
+    /// Of the weight's output.
+    pub(super) gradient: Lines<'a>,
+    /// The weight's input.
+    pub(super) input: Channels<'a>,
+    outputs: usize,
+}
+
+impl Factors<'_> {
+    /// # Safety
+    ///
+    /// Rows that are put at a time do not overlap.
+    pub(super) unsafe fn put(&self, cpu: &Cpu, rows: &Range<usize>, d_y: &[f32], x: &[f32]) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            self.gradient.put(cpu, rows.start, 0..self.outputs, d_y);
+            self.input.put(cpu, rows.start, x);
+        }
+    }
 }
 
 /// Buffers of a task that takes some rows through several operations.
@@ -204,6 +252,8 @@ pub(super) struct RowWork {
     pub(super) proj: Buffer,
     pub(super) up: Buffer,
     pub(super) act: Buffer,
+    pub(super) d_act: Buffer,
+    pub(super) d_up: Buffer,
 }
 
 /// The memory of a forward and backward pass. Buffers grow to the largest batch seen and are reused.

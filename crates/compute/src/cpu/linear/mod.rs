@@ -20,7 +20,7 @@
 
 mod weight;
 
-pub use weight::{Lines, backward_weight, backward_weight_of_lines};
+pub use weight::{Channels, Lines, backward_bias, backward_weight, backward_weight_packed};
 
 use std::cell::RefCell;
 use std::ops::Range;

@@ -1,18 +1,23 @@
 //! The weight's gradient, a sum over rows: `d_w_nk += d_y_mn x_mk`.
+//!
+//! The product reads both factors along the rows, so both are packed first: the gradient as [`Lines`], the input as [`Channels`]. A task that has some
+//! rows of them in its cache puts them there, rounded where products are in bf16, and they are never written as they are.
 
 use std::ops::Range;
 
 use super::{PACKED, SHARED, rows_of};
 use crate::cpu::tile::{A, Init, ROWS, STEPS};
-use crate::cpu::vector::vectorized;
 use crate::cpu::{Cpu, Isa, Precision, SharedMut, bf16};
 use crate::params::{Buffer, LANES};
 
-/// Steps that are walked before it turns to other channels.
+/// Steps that are walked before the product turns to other channels.
 const ROW_STEPS: usize = 128;
 
-/// Words of packed channels at a time: 4 MiB.
+/// Words of packed channels that are multiplied at a time: 4 MiB.
 const CHANNELS_MAX: usize = 1 << 20;
+
+/// Rows that a thread packs at a time: whole squares of bf16 pairs.
+const PACKED_ROWS: usize = 32;
 
 /// `d_w_nk += d_y_mn x_mk` in panels, and `d_bias_n += d_y_mn`.
 ///
@@ -29,86 +34,94 @@ pub fn backward_weight(
     n: usize,
     k: usize,
 ) {
-    rows_of("linear backward_weight", d_y_mn.len(), n, x_mk.len(), k);
-    add_panels(cpu, precision, d_w, x_mk, n, k, |panel, rows, steps, packed| {
-        let terms = precision.terms();
-        let packed = packed.first_mut(steps * LANES);
-        slice_lanes(cpu.isa(), precision, packed, &d_y_mn[rows.start * n..rows.end * n], n, panel * LANES);
-        packed[rows.len().div_ceil(terms) * LANES..].fill(0.0);
-        packed.as_ptr()
+    let m = rows_of("linear backward_weight", d_y_mn.len(), n, x_mk.len(), k);
+    let block = Channels::block_rows(cpu.isa(), precision, k);
+    SHARED.with_borrow_mut(|buffer| {
+        for m0 in (0..m).step_by(block) {
+            let m1 = m.min(m0 + block);
+            let channels = Channels::new(cpu, precision, buffer, m1 - m0, k);
+            // SAFETY: nobody else has the channels.
+            unsafe { channels.put(cpu, 0, &x_mk[m0 * k..m1 * k]) };
+            add_panels(cpu, d_w, &channels, 0..m1 - m0, n, |panel, rows, steps, packed| {
+                let d_y = &d_y_mn[(m0 + rows.start) * n..(m0 + rows.end) * n];
+                let packed = packed.first_mut(steps * LANES);
+                slice_lanes(cpu.isa(), precision, packed, d_y, n, panel * LANES);
+                packed[rows.len().div_ceil(precision.terms()) * LANES..].fill(0.0);
+                packed.as_ptr()
+            });
+        }
     });
     if let Some(d_bias_n) = d_bias_n {
-        assert_eq!(d_bias_n.len(), n, "linear backward_weight: one bias an output");
-        cpu.for_each_chunk(d_bias_n, 256, |chunk, d_bias| {
-            for d_y_n in d_y_mn.chunks_exact(n) {
-                for (d_b, &d) in d_bias.iter_mut().zip(&d_y_n[chunk * 256..]) {
-                    *d_b += d;
-                }
-            }
-        });
+        backward_bias(cpu, d_bias_n, d_y_mn, n);
     }
 }
 
-/// The same from lines: the bits of [`backward_weight`].
+/// `d_bias_n += d_y_mn`.
+///
+/// # Panics
+///
+/// If there is not one bias an output.
+pub fn backward_bias(cpu: &Cpu, d_bias_n: &mut [f32], d_y_mn: &[f32], n: usize) {
+    assert_eq!(d_bias_n.len(), n, "linear backward_bias: one bias an output");
+    cpu.for_each_chunk(d_bias_n, 256, |chunk, d_bias| {
+        for d_y_n in d_y_mn.chunks_exact(n) {
+            for (d_b, &d) in d_bias.iter_mut().zip(&d_y_n[chunk * 256..]) {
+                *d_b += d;
+            }
+        }
+    });
+}
+
+/// `d_w_nk += d_y_mn x_mk` from packed factors: the bits of [`backward_weight`].
 ///
 /// # Panics
 ///
 /// If the shapes do not agree.
-pub fn backward_weight_of_lines(cpu: &Cpu, d_w: &mut [f32], lines: &Lines<'_>, x_mk: &[f32], k: usize) {
-    assert_eq!(x_mk.len(), lines.m * k, "linear backward_weight: x is [{}, {k}]", lines.m);
-    let terms = lines.precision.terms();
-    add_panels(cpu, lines.precision, d_w, x_mk, lines.n, k, |panel, rows, steps, _| {
-        let at = (panel * lines.steps + rows.start / terms) * LANES;
-        assert!(rows.start / terms + steps <= lines.steps, "linear backward_weight: lines of {rows:?}");
-        lines.words.pointer(at).cast_const()
-    });
+pub fn backward_weight_packed(cpu: &Cpu, d_w: &mut [f32], lines: &Lines<'_>, channels: &Channels<'_>) {
+    let (m, terms) = (lines.m, lines.precision.terms());
+    assert_eq!((channels.m, channels.precision), (m, lines.precision), "linear backward_weight: one m");
+    let block = Channels::block_rows(cpu.isa(), lines.precision, channels.k);
+    for m0 in (0..m).step_by(block) {
+        add_panels(cpu, d_w, channels, m0..m.min(m0 + block), lines.n, |panel, rows, steps, _| {
+            assert!(rows.start / terms + steps <= lines.steps, "linear backward_weight: lines of {rows:?}");
+            lines.words.pointer((panel * lines.steps + rows.start / terms) * LANES).cast_const()
+        });
+    }
 }
 
-/// Adds the products of each panel's lines and the channels of `x`. `lines_of(panel, rows, steps, buffer)` points to so many lines of 32 words,
-/// which hold those rows, and zeros after them.
+/// Adds the products of each panel's lines and the channels of some rows, whole parts. `lines_of(panel, rows, steps, buffer)` points to so many lines
+/// of 32 words, which hold those rows, and zeros after them.
 fn add_panels(
     cpu: &Cpu,
-    precision: Precision,
     d_w: &mut [f32],
-    x_mk: &[f32],
+    channels: &Channels<'_>,
+    rows: Range<usize>,
     n: usize,
-    k: usize,
     lines_of: impl Fn(usize, Range<usize>, usize, &mut Buffer) -> *const f32 + Sync,
 ) {
-    let (isa, m) = (cpu.isa(), x_mk.len() / k);
+    let (k, tile_rows) = (channels.k, channels.tile);
     assert_eq!(
         d_w.len(),
         n.next_multiple_of(LANES) * k,
         "linear backward_weight: d_w is [{n}, {k}] in panels"
     );
     let d_w = SharedMut::new(d_w);
-    let packing = Channels::of(isa, precision, k);
-    let part = packing.steps * precision.terms();
-    let block = (CHANNELS_MAX / packing.part()).max(1) * part;
-    SHARED.with_borrow_mut(|channels| {
-        for m0 in (0..m).step_by(block) {
-            let m1 = m.min(m0 + block);
-            packing.pack(cpu, channels, &x_mk[m0 * k..m1 * k]);
-            let channels = &*channels;
-            cpu.for_each(n.div_ceil(LANES), |panel| {
-                PACKED.with_borrow_mut(|packed| {
-                    for (at, r0) in (m0..m1).step_by(part).enumerate() {
-                        let rows = r0..m1.min(r0 + part);
-                        let steps = steps_of(isa, precision, rows.len());
-                        let b = lines_of(panel, rows, steps, packed);
-                        for c in (0..k).step_by(packing.tile) {
-                            let tile = packing.tile.min(k - c);
-                            let a = packing.tile_at(channels, at, c, steps);
-                            let out = d_w.pointer((panel * k + c) * LANES);
-                            // SAFETY: the panel belongs to this task; channels and lines hold `steps` steps.
-                            unsafe {
-                                isa.product(precision, out, LANES, a, b, LANES, tile, LANES, steps, Init::C)
-                            };
-                        }
-                    }
-                })
-            });
-        }
+    cpu.for_each(n.div_ceil(LANES), |panel| {
+        PACKED.with_borrow_mut(|packed| {
+            for part in channels.parts(rows.clone()) {
+                let (rows, steps) = (channels.rows_of(part), channels.steps_of(part));
+                let b = lines_of(panel, rows, steps, packed);
+                for c in (0..k).step_by(tile_rows) {
+                    let tile = tile_rows.min(k - c);
+                    let (out, a) = (d_w.pointer((panel * k + c) * LANES), channels.tile_at(part, c));
+                    let precision = channels.precision;
+                    // SAFETY: the panel belongs to this task; channels and lines hold `steps` steps.
+                    unsafe {
+                        cpu.isa().product(precision, out, LANES, a, b, LANES, tile, LANES, steps, Init::C)
+                    };
+                }
+            }
+        })
     });
 }
 
@@ -119,7 +132,6 @@ fn steps_of(isa: Isa, precision: Precision, rows: usize) -> usize {
 }
 
 /// The gradient `d_y_mn` as the weight's gradient reads it: panel by panel of 32 outputs, line by line of a row, or of a pair of rows rounded to bf16.
-/// Tasks that have some rows of it in their caches put them here, and it is never written as it is.
 pub struct Lines<'a> {
     words: SharedMut<'a, f32>,
     precision: Precision,
@@ -135,7 +147,7 @@ impl<'a> Lines<'a> {
         let steps = steps_of(cpu.isa(), precision, m);
         let words = buffer.first_mut(n.div_ceil(LANES) * steps * LANES);
         let written = m.div_ceil(precision.terms()) * LANES;
-        words.chunks_exact_mut(steps * LANES).for_each(|panel| panel[written..].fill(0.0));
+        words.chunks_exact_mut((steps * LANES).max(1)).for_each(|panel| panel[written..].fill(0.0));
         Self { words: SharedMut::new(words), precision, m, n, steps }
     }
 
@@ -163,111 +175,145 @@ impl<'a> Lines<'a> {
     }
 }
 
-/// How the weight's gradient packs channels: `packed[part][tile][step][channel in tile]`, or, for processors that multiply tiles,
-/// `packed[part][channel][step]`. A part is some steps of all channels.
-#[derive(Clone, Copy)]
-struct Channels {
+/// The input `x_mk` as the weight's gradient reads it: `[part][tile][step][channel in tile]` or, for processors that multiply tiles,
+/// `[part][channel][step]`. A part is some rows, a step one of them, or a pair rounded to bf16.
+pub struct Channels<'a> {
+    words: SharedMut<'a, f32>,
     isa: Isa,
     precision: Precision,
+    m: usize,
     k: usize,
-    /// Steps of a part.
+    /// Steps of a part; the last one may have fewer.
     steps: usize,
     /// Channels of a product.
     tile: usize,
 }
 
-impl Channels {
-    fn of(isa: Isa, precision: Precision, k: usize) -> Self {
-        let tile = isa.tile_rows(precision);
-        let steps = if isa.multiplies_tiles(precision) { STEPS } else { ROW_STEPS };
-        Self { isa, precision, k, steps, tile }
+impl<'a> Channels<'a> {
+    /// Room for `m` rows of `k` channels.
+    pub fn new(cpu: &Cpu, precision: Precision, buffer: &'a mut Buffer, m: usize, k: usize) -> Self {
+        let isa = cpu.isa();
+        let steps = Self::part_steps(isa, precision);
+        let parts = m.div_ceil(steps * precision.terms());
+        let words = SharedMut::new(buffer.first_mut(parts * steps * k));
+        Self { words, isa, precision, m, k, steps, tile: isa.tile_rows(precision) }
     }
 
-    /// Words of a part.
-    fn part(self) -> usize {
-        self.steps * self.k
+    fn part_steps(isa: Isa, precision: Precision) -> usize {
+        if isa.multiplies_tiles(precision) { STEPS } else { ROW_STEPS }
     }
 
-    fn pack(self, cpu: &Cpu, packed: &mut Buffer, x_rk: &[f32]) {
-        let Self { isa, precision, k, .. } = self;
-        let part = self.steps * precision.terms() * k;
-        let parts = x_rk.len().div_ceil(part);
-        packed.grow(parts * self.part());
-        if isa.multiplies_tiles(precision) {
-            // One part at a time by all threads, since there are few.
-            for (x, packed) in x_rk.chunks(part).zip(packed.chunks_exact_mut(self.part())) {
-                pack_channel_rows(cpu, packed, x, k, steps_of(isa, precision, x.len() / k));
-            }
-            return;
+    /// Rows that are multiplied at a time: whole parts.
+    fn block_rows(isa: Isa, precision: Precision, k: usize) -> usize {
+        let steps = Self::part_steps(isa, precision);
+        (CHANNELS_MAX / (steps * k)).max(1) * steps * precision.terms()
+    }
+
+    fn part_rows(&self) -> usize {
+        self.steps * self.precision.terms()
+    }
+
+    /// The parts of some rows.
+    fn parts(&self, rows: Range<usize>) -> Range<usize> {
+        rows.start / self.part_rows()..rows.end.div_ceil(self.part_rows())
+    }
+
+    fn rows_of(&self, part: usize) -> Range<usize> {
+        part * self.part_rows()..self.m.min((part + 1) * self.part_rows())
+    }
+
+    fn steps_of(&self, part: usize) -> usize {
+        steps_of(self.isa, self.precision, self.rows_of(part).len())
+    }
+
+    /// A part's channels from `c` on.
+    fn tile_at(&self, part: usize, c: usize) -> A {
+        let at = part * self.steps * self.k;
+        match self.isa.multiplies_tiles(self.precision) {
+            true => A::rows(self.words.pointer(at + c * STEPS)),
+            false => A::columns(self.words.pointer(at + c * self.steps_of(part)), self.tile.min(self.k - c)),
         }
-        let words = (x_rk.len() / k).div_ceil(precision.terms()) * k;
-        cpu.for_each_chunk(&mut packed[..words], self.part(), |at, packed| {
-            let x = &x_rk[at * part..x_rk.len().min((at + 1) * part)];
-            match precision {
-                Precision::F32 => pack_channel_words(isa, packed, x, k),
-                Precision::Bf16 => pack_channel_pairs(isa, bytemuck::cast_slice_mut(packed), x, k),
+    }
+
+    /// Puts rows `first..`.
+    ///
+    /// # Safety
+    ///
+    /// No two calls at a time may put the same rows.
+    ///
+    /// # Panics
+    ///
+    /// If there is no such place, or the rows begin in the middle of a step or, for processors that multiply tiles, of a block of 16.
+    pub unsafe fn put(&self, cpu: &Cpu, first: usize, x_rk: &[f32]) {
+        let (k, rows) = (self.k, x_rk.len() / self.k);
+        assert!(first + rows <= self.m, "linear channels: rows {first} + {rows} of {}", self.m);
+        let whole =
+            if self.isa.multiplies_tiles(self.precision) { PACKED_ROWS } else { self.precision.terms() };
+        assert_eq!(first % whole, 0, "linear channels: whole steps");
+        cpu.for_each(rows.div_ceil(PACKED_ROWS), |task| {
+            let mut r = task * PACKED_ROWS;
+            let end = rows.min(r + PACKED_ROWS);
+            while r < end {
+                let part = (first + r) / self.part_rows();
+                let there = end.min(self.rows_of(part).end - first);
+                // SAFETY: these rows belong to this task, by the caller's promise.
+                unsafe { self.put_into(part, first + r - self.rows_of(part).start, &x_rk[r * k..there * k]) };
+                r = there;
             }
         });
     }
 
-    /// The channels from `c` on, of a part of so many steps.
-    fn tile_at(self, packed: &[f32], part: usize, c: usize, steps: usize) -> A {
-        let packed = &packed[part * self.part()..];
-        match self.isa.multiplies_tiles(self.precision) {
-            true => A::rows(packed[c * STEPS..].as_ptr()),
-            false => A::columns(packed[c * steps..].as_ptr(), self.tile.min(self.k - c)),
+    /// Puts rows of one part, from its row `first` on.
+    ///
+    /// # Safety
+    ///
+    /// As [`Channels::put`].
+    unsafe fn put_into(&self, part: usize, first: usize, x_rk: &[f32]) {
+        let Self { isa, precision, k, .. } = *self;
+        let (step, steps) = (first / precision.terms(), self.steps_of(part));
+        let start = self.words.pointer(part * self.steps * k);
+        if isa.multiplies_tiles(precision) {
+            // SAFETY: the part has these steps, rounded up to sixteen, of each channel, `STEPS` apart.
+            unsafe { bf16::turn_rows(isa, start.add(step).cast(), STEPS, k, x_rk, k, 0) };
+            return;
         }
-    }
-}
-
-/// Channels that a thread turns at a time.
-const TURNED_CHANNELS: usize = 64;
-
-/// Channel by channel, pairs of rows one after the other, zeros up to `steps`.
-fn pack_channel_rows(cpu: &Cpu, packed: &mut [f32], x_rk: &[f32], k: usize, steps: usize) {
-    let rows = x_rk.len() / k;
-    cpu.for_each_chunk(packed, TURNED_CHANNELS * STEPS, |task, packed| {
-        let packed: &mut [u32] = bytemuck::cast_slice_mut(packed);
-        bf16::turn_rows(cpu.isa(), packed, STEPS, x_rk, k, task * TURNED_CHANNELS);
-        for packed in packed.chunks_exact_mut(STEPS) {
-            packed[rows.div_ceil(2)..steps].fill(0);
-        }
-    });
-}
-
-vectorized! {
-    fn pack_channel_words(packed: &mut [f32], x_rk: &[f32], k: usize) {
-        let steps = x_rk.len() / k;
-        for (step, x_k) in x_rk.chunks_exact(k).enumerate() {
-            spread_tiles(packed, x_k, step, steps);
-        }
-    }
-}
-
-fn pack_channel_pairs(isa: Isa, packed: &mut [u32], x_rk: &[f32], k: usize) {
-    let steps = (x_rk.len() / k).div_ceil(2);
-    let mut pairs = [0u32; 32 * ROWS];
-    for (step, rows) in x_rk.chunks(2 * k).enumerate() {
-        let (first, second) = rows.split_at(k);
-        for c in (0..k).step_by(pairs.len()) {
-            let end = k.min(c + pairs.len());
-            bf16::pair_rows(isa, &mut pairs, &first[c..end], second.get(c..end));
-            spread_tiles(&mut packed[c * steps..], &pairs[..end - c], step, steps);
+        let mut pairs = [0u32; 32 * ROWS];
+        for (step, rows) in (step..).zip(x_rk.chunks(precision.terms() * k)) {
+            assert!(step < steps, "linear channels: step {step} of {steps}");
+            let (even, odd) = rows.split_at(k);
+            for c in (0..k).step_by(pairs.len()) {
+                let end = k.min(c + pairs.len());
+                let words = match precision {
+                    Precision::F32 => &even[c..end],
+                    Precision::Bf16 => {
+                        bf16::pair_rows(isa, &mut pairs, &even[c..end], odd.get(c..end));
+                        bytemuck::cast_slice(&pairs[..end - c])
+                    }
+                };
+                // SAFETY: this step of these channels' tiles, which belongs to the caller.
+                unsafe { spread_tiles(start.add(c * steps), words, step, steps) };
+            }
         }
     }
 }
 
 /// Puts one step's words where their tiles of [`ROWS`] channels are.
+///
+/// # Safety
+///
+/// `start` has room for `steps` steps of as many channels, and nobody else has this one.
 #[inline(always)]
-fn spread_tiles<T: Copy>(packed: &mut [T], words: &[T], step: usize, steps: usize) {
+unsafe fn spread_tiles(start: *mut f32, words: &[f32], step: usize, steps: usize) {
     let (tiles, tail) = words.as_chunks::<ROWS>();
-    for (tile, words) in tiles.iter().enumerate() {
-        // A length that the compiler knows is two moves, not a call.
-        let at = (tile * steps + step) * ROWS;
-        *packed[at..].first_chunk_mut().expect("a tile of this step") = *words;
+    // SAFETY: inside the tiles, by the caller's promise.
+    unsafe {
+        for (tile, words) in tiles.iter().enumerate() {
+            // A length that the compiler knows is two moves, not a call.
+            *start.add((tile * steps + step) * ROWS).cast::<[f32; ROWS]>() = *words;
+        }
+        let at = start.add(tiles.len() * steps * ROWS + step * tail.len());
+        std::ptr::copy_nonoverlapping(tail.as_ptr(), at, tail.len());
     }
-    let at = tiles.len() * steps * ROWS + step * tail.len();
-    packed[at..at + tail.len()].copy_from_slice(tail);
 }
 
 /// Outputs `n0..n0 + 32` of rows of `d_y`, a step a line; outputs that are not there are zero.
