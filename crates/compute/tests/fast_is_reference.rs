@@ -8,6 +8,7 @@ mod common;
 use common::Numbers;
 use polity_compute::config::{AttentionParams, Heads};
 use polity_compute::cpu::adamw::AdamW;
+use polity_compute::cpu::attention::Rows;
 use polity_compute::cpu::bf16;
 use polity_compute::cpu::linear::Write;
 use polity_compute::cpu::logprob::{HeadRef, LogitParams, RowStats};
@@ -311,6 +312,7 @@ fn attention() {
         let n = batch.tokens();
         let qkv: Vec<f32> =
             values(&mut x, n * shape.qkv_width()).iter().map(|v| bf16::round(v * size)).collect();
+        let halves: Vec<u16> = qkv.iter().map(|v| (v.to_bits() >> 16) as u16).collect();
         let d_out = values(&mut x, n * shape.q_width());
         let before = values(&mut x, qkv.len());
         for (softcap, window) in [(None, None), (Some(2.0), None), (None, Some(6)), (None, Some(50))] {
@@ -326,15 +328,22 @@ fn attention() {
                     let what = format!("{shape:?} {p:?} {cpu:?} {precision:?}");
                     let (mut fo, mut fm, mut fs) =
                         (vec![f32::NAN; d_out.len()], vec![0.0; nh], vec![0.0; nh]);
-                    cpu::attention::forward(
-                        &cpu, precision, &mut fo, &mut fm, &mut fs, &qkv, &batch, shape, p,
-                    );
+                    let mut run = |qkv: Rows<'_>| {
+                        cpu::attention::forward(
+                            &cpu, precision, &mut fo, &mut fm, &mut fs, qkv, &batch, shape, p,
+                        );
+                        let mut fd = before.clone();
+                        cpu::attention::backward(
+                            &cpu, precision, &mut fd, &d_out, &fo, &fm, &fs, qkv, &batch, shape, p,
+                        );
+                        (fo.clone(), fd)
+                    };
+                    let (fo, fd) = run(Rows::Floats(&qkv));
                     close(&format!("attention {what}"), &fo, &out, bounds[0]);
-                    let mut fd = before.clone();
-                    cpu::attention::backward(
-                        &cpu, precision, &mut fd, &d_out, &fo, &fm, &fs, &qkv, &batch, shape, p,
-                    );
                     close(&format!("attention gradient {what}"), &fd, &d_qkv, bounds[1]);
+                    if precision == Precision::Bf16 {
+                        assert_eq!(run(Rows::Halves(&halves)), (fo, fd), "{what}: rounded before");
+                    }
                 }
             }
         }

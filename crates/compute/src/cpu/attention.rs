@@ -275,6 +275,40 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
+/// A matrix row by row: floats, which are rounded as they are gathered where products are in bf16, or numbers that were rounded before, as the tape
+/// keeps queries, keys and values then.
+#[derive(Clone, Copy, Debug)]
+pub enum Rows<'a> {
+    /// As they are.
+    Floats(&'a [f32]),
+    /// bf16.
+    Halves(&'a [u16]),
+}
+
+impl Rows<'_> {
+    fn len(self) -> usize {
+        match self {
+            Rows::Floats(x) => x.len(),
+            Rows::Halves(x) => x.len(),
+        }
+    }
+
+    fn number(self, i: usize) -> f32 {
+        match self {
+            Rows::Floats(x) => x.get(i).copied().unwrap_or(0.0),
+            Rows::Halves(x) => x.get(i).map_or(0.0, |&x| bf16::float(x)),
+        }
+    }
+}
+
+/// What is computed in f32 was never rounded.
+fn floats(rows: Rows<'_>) -> &[f32] {
+    match rows {
+        Rows::Floats(x) => x,
+        Rows::Halves(_) => unreachable!("attention: products in f32 of numbers kept in bf16"),
+    }
+}
+
 /// Where the channels of one head lie in a `qkv` row.
 #[derive(Clone, Copy)]
 struct Columns {
@@ -296,7 +330,15 @@ impl Columns {
         Self { start: shape.q_width() + shape.kv_width() + g * shape.head_dim, ..Self::query(shape, 0) }
     }
 
-    fn of(self, rows: &[f32], row: usize) -> &[f32] {
+    fn of(self, rows: Rows<'_>, row: usize) -> Rows<'_> {
+        let at = row * self.width + self.start;
+        match rows {
+            Rows::Floats(x) => Rows::Floats(&x[at..at + self.d]),
+            Rows::Halves(x) => Rows::Halves(&x[at..at + self.d]),
+        }
+    }
+
+    fn of_floats(self, rows: &[f32], row: usize) -> &[f32] {
         &rows[row * self.width + self.start..][..self.d]
     }
 }
@@ -311,7 +353,7 @@ fn gather_t(
     isa: Isa,
     precision: Precision,
     out: &mut Buffer,
-    from: &[f32],
+    from: Rows<'_>,
     rows: &[usize],
     columns: Columns,
     line: &mut Buffer,
@@ -324,7 +366,7 @@ fn gather_t(
     }
     for (block, rows) in out.chunks_exact_mut(words * KEYS).zip(rows.chunks(KEYS)) {
         match precision {
-            Precision::F32 => turn(isa, block, from, rows, columns),
+            Precision::F32 => turn(isa, block, floats(from), rows, columns),
             Precision::Bf16 => {
                 line.grow(KEYS * words);
                 for (line, &row) in line.chunks_exact_mut(words).zip(rows) {
@@ -337,10 +379,14 @@ fn gather_t(
     }
 }
 
-/// Rounds a head's row into its words, zeros in the padding.
-fn narrow_head(isa: Isa, words: &mut [f32], x_d: &[f32]) {
-    bf16::narrow(isa, bytemuck::cast_slice_mut(words), x_d);
-    words[x_d.len().div_ceil(2)..].fill(0.0);
+/// A head's row, rounded, in its words, zeros in the padding.
+fn narrow_head(isa: Isa, words: &mut [f32], x_d: Rows<'_>) {
+    let halves: &mut [u16] = bytemuck::cast_slice_mut(words);
+    match x_d {
+        Rows::Floats(x_d) => bf16::narrow(isa, halves, x_d),
+        Rows::Halves(x_d) => halves[..x_d.len()].copy_from_slice(x_d),
+    }
+    halves[x_d.len()..].fill(0);
 }
 
 vectorized! {
@@ -349,14 +395,14 @@ vectorized! {
         let block = block.as_chunks_mut::<KEYS>().0;
         let (groups, rest) = rows.as_chunks::<4>();
         for (r, rows) in groups.iter().enumerate() {
-            let [x0, x1, x2, x3] = rows.map(|row| columns.of(from, row));
+            let [x0, x1, x2, x3] = rows.map(|row| columns.of_floats(from, row));
             for ((((block, &x0), &x1), &x2), &x3) in block.iter_mut().zip(x0).zip(x1).zip(x2).zip(x3) {
                 // Four floats are one move.
                 block[4 * r..4 * r + 4].copy_from_slice(&[x0, x1, x2, x3]);
             }
         }
         for (r, &row) in rest.iter().enumerate() {
-            for (block, &x) in block.iter_mut().zip(columns.of(from, row)) {
+            for (block, &x) in block.iter_mut().zip(columns.of_floats(from, row)) {
                 block[4 * groups.len() + r] = x;
             }
         }
@@ -364,18 +410,32 @@ vectorized! {
 }
 
 /// Gathers a head's channels of some rows as `[row][dp]`, or two rows a line as pairs, zeros in the padding and up to whole blocks.
-fn gather(isa: Isa, precision: Precision, out: &mut Buffer, from: &[f32], rows: &[usize], columns: Columns) {
+fn gather(
+    isa: Isa,
+    precision: Precision,
+    out: &mut Buffer,
+    from: Rows<'_>,
+    rows: &[usize],
+    columns: Columns,
+) {
     let (d, dp, terms) = (columns.d, padded_head(columns.d), precision.terms());
     let len = rows.len().next_multiple_of(KEYS) / terms * dp;
     out.grow(len);
     out[rows.len().div_ceil(terms) * dp..len].fill(0.0);
     for (out_d, rows) in out.chunks_exact_mut(dp).zip(rows.chunks(terms)) {
         let first = columns.of(from, rows[0]);
-        match precision {
-            Precision::F32 => out_d[..d].copy_from_slice(first),
-            Precision::Bf16 => {
-                let second = rows.get(1).map(|&row| columns.of(from, row));
-                bf16::pair_rows(isa, bytemuck::cast_slice_mut(&mut out_d[..d]), first, second);
+        let second = rows.get(1).map(|&row| columns.of(from, row));
+        let pairs = bytemuck::cast_slice_mut(&mut out_d[..d]);
+        match (precision, first, second) {
+            (Precision::F32, first, _) => out_d[..d].copy_from_slice(floats(first)),
+            (Precision::Bf16, Rows::Halves(first), Some(Rows::Halves(second))) => {
+                bf16::pair_halves(isa, pairs, first, second);
+            }
+            (Precision::Bf16, Rows::Halves(first), _) => {
+                pairs.iter_mut().zip(first).for_each(|(pair, &x)| *pair = u32::from(x));
+            }
+            (Precision::Bf16, Rows::Floats(first), second) => {
+                bf16::pair_rows(isa, pairs, first, second.map(floats));
             }
         }
         out_d[d..].fill(0.0);
@@ -387,20 +447,20 @@ fn pack<'x>(
     isa: Isa,
     precision: Precision,
     out: &mut Buffer,
-    rows: impl ExactSizeIterator<Item = &'x [f32]>,
+    rows: impl ExactSizeIterator<Item = Rows<'x>>,
     d: usize,
 ) {
     let (count, words) = (rows.len(), head_words(precision, d));
     out.grow(count * words.max(STEPS));
     for (r, x_d) in rows.enumerate() {
         match precision {
-            Precision::F32 if words <= STEPS => out[r * STEPS..][..words].copy_from_slice(x_d),
+            Precision::F32 if words <= STEPS => out[r * STEPS..][..words].copy_from_slice(floats(x_d)),
             Precision::Bf16 if words <= STEPS => narrow_head(isa, &mut out[r * STEPS..][..words], x_d),
-            Precision::F32 => x_d.iter().enumerate().for_each(|(i, &x)| out[i * count + r] = x),
+            Precision::F32 => (0..words).for_each(|i| out[i * count + r] = x_d.number(i)),
             Precision::Bf16 => {
-                let number = |i: usize| x_d.get(i).copied().unwrap_or(0.0);
                 for w in 0..words {
-                    out[w * count + r] = f32::from_bits(bf16::pair(number(2 * w), number(2 * w + 1)));
+                    let pair = bf16::pair(x_d.number(2 * w), x_d.number(2 * w + 1));
+                    out[w * count + r] = f32::from_bits(pair);
                 }
             }
         }
@@ -423,7 +483,7 @@ pub fn forward(
     out_nq: &mut [f32],
     max_nh: &mut [f32],
     sum_nh: &mut [f32],
-    qkv: &[f32],
+    qkv: Rows<'_>,
     batch: &Batch,
     shape: Heads,
     p: AttentionParams,
@@ -515,7 +575,7 @@ pub fn backward(
     out_nq: &[f32],
     max_nh: &[f32],
     sum_nh: &[f32],
-    qkv: &[f32],
+    qkv: Rows<'_>,
     batch: &Batch,
     shape: Heads,
     p: AttentionParams,
@@ -565,7 +625,7 @@ struct Saved<'a> {
     out_nq: &'a [f32],
     max_nh: &'a [f32],
     sum_nh: &'a [f32],
-    qkv: &'a [f32],
+    qkv: Rows<'a>,
 }
 
 fn backward_segment(
@@ -638,7 +698,7 @@ fn backward_segment(
                 let seen_blocks = blocks.start..(position + i + tile - 1) / KEYS + 1;
                 for (from, columns, to, other) in [
                     (saved.qkv, query, &mut *scores, &*keys_t),
-                    (saved.d_out_nq, out_columns, &mut *d_scores, &*values_t),
+                    (Rows::Floats(saved.d_out_nq), out_columns, &mut *d_scores, &*values_t),
                 ] {
                     let first = first_row + i;
                     pack(isa, precision, packed, (first..first + tile).map(|row| columns.of(from, row)), d);
@@ -661,8 +721,10 @@ fn backward_segment(
                         blocks: seen_blocks.len(),
                         keys: first_key(position, p.window)..position + 1,
                     };
-                    let (d_out_d, out_d) =
-                        (out_columns.of(saved.d_out_nq, row), out_columns.of(saved.out_nq, row));
+                    let (d_out_d, out_d) = (
+                        out_columns.of_floats(saved.d_out_nq, row),
+                        out_columns.of_floats(saved.out_nq, row),
+                    );
                     let softmax = (saved.max_nh[row * h + head], saved.sum_nh[row * h + head]);
                     d_scores_row(isa, scores, d_scores, place, p, softmax, d_out_d, out_d);
                 }
@@ -697,7 +759,7 @@ fn backward_segment(
             // d_k += d_z^T q, d_v += p^T d_out
             let own: Vec<usize> = (first_row..first_row + count).collect();
             gather(isa, precision, rows, saved.qkv, &own, query);
-            gather(isa, precision, d_rows, saved.d_out_nq, &own, out_columns);
+            gather(isa, precision, d_rows, Rows::Floats(saved.d_out_nq), &own, out_columns);
             for (at, b) in blocks.enumerate() {
                 for (left, right, to) in
                     [(&*d_scores, &*rows, &mut *d_keys), (&*scores, &*d_rows, &mut *d_values)]
@@ -782,7 +844,7 @@ pub(crate) struct Feed {
 }
 
 /// Puts the keys and values of new rows into the cache.
-pub(crate) fn store(cache: &mut KvCache, qkv: &[f32], feeds: &[Feed], layer: usize, shape: Heads) {
+pub(crate) fn store(cache: &mut KvCache, qkv: Rows<'_>, feeds: &[Feed], layer: usize, shape: Heads) {
     let (dp, precision) = (padded_head(shape.head_dim), cache.precision());
     for feed in feeds {
         for g in 0..shape.kv_heads {
@@ -792,20 +854,26 @@ pub(crate) fn store(cache: &mut KvCache, qkv: &[f32], feeds: &[Feed], layer: usi
                 let (page, keys_at, values_at) = cache.place(feed.sequence, position / KEYS, layer, g);
                 let page = cache.page_mut(page);
                 let row = feed.start + t;
-                let keys = Columns::key(shape, g).of(qkv, row).iter().enumerate();
+                let keys = Columns::key(shape, g).of(qkv, row);
                 let values = Columns::value(shape, g).of(qkv, row);
-                match precision {
-                    Precision::F32 => {
-                        keys.for_each(|(i, &x)| page[keys_at + i * KEYS + lane] = x);
-                        page[values_at + lane * dp..][..shape.head_dim].copy_from_slice(values);
-                    }
-                    Precision::Bf16 => {
+                match (precision, keys, values) {
+                    (Precision::Bf16, Rows::Halves(keys), Rows::Halves(values)) => {
                         let halves: &mut [u16] = bytemuck::cast_slice_mut(page);
-                        for (i, &x) in keys {
-                            halves[2 * (keys_at + i / 2 * KEYS + lane) + i % 2] = bf16::half(x);
+                        for (i, &x) in keys.iter().enumerate() {
+                            halves[2 * (keys_at + i / 2 * KEYS + lane) + i % 2] = x;
                         }
                         let lane_of = |i: usize| 2 * (values_at + lane / 2 * dp + i) + lane % 2;
-                        values.iter().enumerate().for_each(|(i, &x)| halves[lane_of(i)] = bf16::half(x));
+                        values.iter().enumerate().for_each(|(i, &x)| halves[lane_of(i)] = x);
+                    }
+                    _ => {
+                        assert_eq!(
+                            precision,
+                            Precision::F32,
+                            "attention: a cache of bf16 takes numbers kept so"
+                        );
+                        let keys = floats(keys).iter().enumerate();
+                        keys.for_each(|(i, &x)| page[keys_at + i * KEYS + lane] = x);
+                        page[values_at + lane * dp..][..shape.head_dim].copy_from_slice(floats(values));
                     }
                 }
             }
@@ -818,7 +886,7 @@ pub(crate) fn store(cache: &mut KvCache, qkv: &[f32], feeds: &[Feed], layer: usi
 pub(crate) fn forward_cached(
     cpu: &Cpu,
     out_nq: &mut [f32],
-    qkv: &[f32],
+    qkv: Rows<'_>,
     cache: &KvCache,
     feeds: &[Feed],
     layer: usize,

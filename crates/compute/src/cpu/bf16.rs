@@ -11,7 +11,7 @@
 //! Rounding is to nearest, ties to even, by the processor's own conversions or in plain Rust: they agree in every bit.
 
 use super::vector::vectorized;
-use super::{Cpu, Isa, SharedMut};
+use super::{Cpu, Isa};
 use crate::params::LANES;
 
 /// The nearest bf16 as an f32's bits: the lower half is zero. NaN stays NaN; a subnormal number becomes zero.
@@ -30,10 +30,10 @@ pub fn round(x: f32) -> f32 {
     f32::from_bits(round_bits(x))
 }
 
-/// The nearest bf16's own bits.
+/// The number of a bf16's bits.
 #[inline(always)]
-pub(crate) fn half(x: f32) -> u16 {
-    (round_bits(x) >> 16) as u16
+pub(crate) fn float(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
 }
 
 /// Two neighbours of a sum in a word.
@@ -99,22 +99,15 @@ vectorized! {
 /// Numbers that a thread rounds or widens at a time: whole lines of pairs.
 const CHUNK: usize = 1 << 14;
 
-/// Keeps `x` rounded, a half for a number; `x` itself is rounded too if it is to be used so.
+/// Keeps `x` rounded, a half for a number.
 ///
 /// # Panics
 ///
 /// If there is not one half a number.
-pub(crate) fn keep(cpu: &Cpu, halves: &mut [u16], x: &mut [f32], round_too: bool) {
+pub(crate) fn keep(cpu: &Cpu, halves: &mut [u16], x: &[f32]) {
     assert_eq!(halves.len(), x.len(), "bf16: a half for a number");
-    let isa = cpu.isa();
-    let halves = SharedMut::new(halves);
-    cpu.for_each_chunk(x, CHUNK, |task, x| {
-        // SAFETY: chunks of different tasks do not overlap.
-        let halves = unsafe { halves.slice(task * CHUNK..task * CHUNK + x.len()) };
-        narrow_exact(isa, halves, x);
-        if round_too {
-            widen_chunk(isa, x, halves);
-        }
+    cpu.for_each_chunk(halves, CHUNK, |task, halves| {
+        narrow_exact(cpu.isa(), halves, &x[task * CHUNK..][..halves.len()]);
     });
 }
 
@@ -126,7 +119,7 @@ pub(crate) fn widen(cpu: &Cpu, x: &mut [f32], halves: &[u16]) {
 vectorized! {
     fn widen_chunk(x: &mut [f32], halves: &[u16]) {
         for (x, &half) in x.iter_mut().zip(halves) {
-            *x = f32::from_bits(u32::from(half) << 16);
+            *x = float(half);
         }
     }
 }
@@ -149,6 +142,15 @@ vectorized! {
     fn pair_rows_plain(out: &mut [u32], first: &[f32], second: &[f32]) {
         for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
             *out = pair(first, second);
+        }
+    }
+}
+
+vectorized! {
+    /// Pairs of two rows that are rounded already.
+    pub(crate) fn pair_halves(out: &mut [u32], first: &[u16], second: &[u16]) {
+        for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
+            *out = u32::from(first) | u32::from(second) << 16;
         }
     }
 }

@@ -193,9 +193,9 @@ impl Decoder {
         let (config, p, precision) = (&self.config, self.layout.layers[l], params.precision());
         let (n, c, shape) = (batch.tokens(), config.width, self.heads());
         let (q, w) = (shape.q_width(), shape.qkv_width());
-        let Work { qkv, attn, d_y, d_attn, d_qkv, turned, factors, .. } = work;
+        let Work { attn, d_y, d_attn, d_qkv, turned, factors, .. } = work;
         let attn = tape.attn.floats(precision, attn, n * q);
-        let qkv = tape.qkv.read(cpu, precision, qkv, n * w);
+        let qkv = tape.qkv.rows(precision, n * w);
         let (d_attn, d_qkv) = (&d_attn[..n * q], d_qkv.first_mut(n * w));
         cpu.clear(d_qkv);
         let (max, sum) = (&tape.max[..n * shape.heads], &tape.sum[..n * shape.heads]);

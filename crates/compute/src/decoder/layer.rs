@@ -38,9 +38,9 @@ impl Decoder {
     ) {
         let (shape, precision) = (self.heads(), params.precision());
         let (q, w) = (shape.q_width(), shape.qkv_width());
-        let Work { qkv, attn, .. } = work;
-        self.queries_keys_values(cpu, params, l, n, rope, tape, qkv);
-        let (qkv, _) = tape.qkv.split(precision, qkv, n * w);
+        let Work { attn, .. } = work;
+        self.queries_keys_values(cpu, params, l, n, rope, tape);
+        let qkv = tape.qkv.rows(precision, n * w);
         let (attn, attn_halves) = tape.attn.split(precision, attn, n * q);
         match keys {
             Keys::Batch(batch) => {
@@ -54,12 +54,12 @@ impl Decoder {
             }
         }
         if precision == Precision::Bf16 {
-            bf16::keep(cpu, attn_halves, attn, false);
+            bf16::keep(cpu, attn_halves, attn);
         }
         self.after_attention(cpu, params, l, n, kept, tape, work, x_out);
     }
 
-    /// `rope(qk_norm(qkv(norm(x))))`, into the tape or, where products are in bf16, rounded into both.
+    /// `rope(qk_norm(qkv(norm(x))))`, into the tape: rounded where products are in bf16, since they are factors of attention's.
     fn queries_keys_values(
         &self,
         cpu: &Cpu,
@@ -68,7 +68,6 @@ impl Decoder {
         n: usize,
         rope: &RopeTable,
         tape: &mut LayerTape,
-        qkv: &mut Buffer,
     ) {
         let (config, p) = (&self.config, self.layout.layers[l]);
         let (c, shape, precision) = (config.width, self.heads(), params.precision());
@@ -79,42 +78,43 @@ impl Decoder {
         let raw = if normed { qk } else { 0 };
         let x_nc = &tape.x[..n * c];
         let norm = tape.attn_norm.rows(config.norm, n);
-        let (qkv, halves) = tape.qkv.split(precision, qkv, n * w);
-        let halves_width = if precision == Precision::Bf16 { w } else { 0 };
-        let (qkv, halves) = (RowsMut::new(qkv, w), RowsMut::new(halves, halves_width));
+        let in_floats = precision == Precision::F32;
+        let (floats, halves) = tape.qkv.places(precision, n * w);
+        let floats = RowsMut::new(floats, if in_floats { w } else { 0 });
+        let halves = RowsMut::new(halves, if in_floats { 0 } else { w });
         let qk_raw = RowsMut::new(tape.qk_raw.first_mut(n * raw), raw);
         let qk_rstd = RowsMut::new(tape.qk_rstd.first_mut(n * groups), groups);
         cpu.for_each_rows(precision, n, |rows| {
             // SAFETY: these rows belong to this task.
-            let (qkv, halves, norm, qk_raw, rstd) = unsafe {
-                (qkv.of(&rows), halves.of(&rows), norm.of(&rows), qk_raw.of(&rows), qk_rstd.of(&rows))
+            let (floats, halves, norm, qk_raw, rstd) = unsafe {
+                (floats.of(&rows), halves.of(&rows), norm.of(&rows), qk_raw.of(&rows), qk_rstd.of(&rows))
             };
             let x = &x_nc[rows.start * c..rows.end * c];
-            ROW_WORK.with_borrow_mut(|work| {
+            ROW_WORK.with_borrow_mut(|RowWork { y, qkv, .. }| {
                 let y = match p.attn_norm {
                     None => x,
                     Some(p) => {
-                        let y = work.y.first_mut(x.len());
+                        let y = y.first_mut(x.len());
                         self.norm(cpu, params, p, y, norm, x);
                         &*y
                     }
                 };
+                let qkv = if in_floats { floats } else { qkv.first_mut(rows.len() * w) };
                 self.linear(cpu, params, p.qkv, qkv, y);
-            });
-            if normed {
-                for (raw, row) in qk_raw.chunks_exact_mut(qk).zip(qkv.chunks_exact(w)) {
-                    raw.copy_from_slice(&row[..qk]);
+                if normed {
+                    for (raw, row) in qk_raw.chunks_exact_mut(qk).zip(qkv.chunks_exact(w)) {
+                        raw.copy_from_slice(&row[..qk]);
+                    }
+                    let (w_q, w_k) = self.qk_norm_weights(params, &p);
+                    qk_norm::forward(cpu, qkv, rstd, per_head, w_q, w_k, shape, config.norm_eps);
                 }
-                let (w_q, w_k) = self.qk_norm_weights(params, &p);
-                qk_norm::forward(cpu, qkv, rstd, per_head, w_q, w_k, shape, config.norm_eps);
-            }
-            if let Position::Rotary { .. } = config.position {
-                rope::rotate(cpu, qkv, rope.rows(rows), shape, false);
-            }
-            if precision == Precision::Bf16 {
-                // Factors of attention's products, so they are rounded before they are used.
-                bf16::keep(cpu, halves, qkv, true);
-            }
+                if let Position::Rotary { .. } = config.position {
+                    rope::rotate(cpu, qkv, rope.rows(rows), shape, false);
+                }
+                if !in_floats {
+                    bf16::keep(cpu, halves, qkv);
+                }
+            });
         });
     }
 
@@ -198,7 +198,7 @@ impl Decoder {
                 let act = act.first_mut(rows.len() * f);
                 activation::forward(cpu, config.mlp, act, up, f);
                 if !in_floats {
-                    bf16::keep(cpu, up_halves, up, false);
+                    bf16::keep(cpu, up_halves, up);
                 }
                 let post = Post { norm: p.mlp_post_norm, proj: mlp_proj, stats: mlp_post };
                 let onto = (!config.parallel_residual).then_some(mlp_in);

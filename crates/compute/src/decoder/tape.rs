@@ -4,6 +4,7 @@ use std::ops::Range;
 
 use super::Recompute;
 use crate::config::NormKind;
+use crate::cpu::attention::Rows;
 use crate::cpu::linear::{Channels, Lines};
 use crate::cpu::rope::RopeTable;
 use crate::cpu::{Cpu, Precision, SharedMut, bf16, logprob};
@@ -56,6 +57,14 @@ impl Kept {
         match precision {
             Precision::F32 => (self.floats.first_mut(len), &mut []),
             Precision::Bf16 => (&mut [], halves_mut(&mut self.halves, len)),
+        }
+    }
+
+    /// It, as it is kept.
+    pub(super) fn rows(&self, precision: Precision, len: usize) -> Rows<'_> {
+        match precision {
+            Precision::F32 => Rows::Floats(&self.floats[..len]),
+            Precision::Bf16 => Rows::Halves(&bytemuck::cast_slice(&self.halves)[..len]),
         }
     }
 
@@ -176,7 +185,6 @@ impl<'a, T> RowsMut<'a, T> {
 /// Buffers that live for one operation or one layer.
 #[derive(Debug, Default)]
 pub(super) struct Work {
-    pub(super) qkv: Buffer,
     pub(super) attn: Buffer,
     pub(super) head: Buffer,
     pub(super) head_backward: logprob::Work,
@@ -247,6 +255,7 @@ impl Factors<'_> {
 #[derive(Debug, Default)]
 pub(super) struct RowWork {
     pub(super) x: Buffer,
+    pub(super) qkv: Buffer,
     pub(super) attn: Buffer,
     pub(super) y: Buffer,
     pub(super) proj: Buffer,
