@@ -7,8 +7,9 @@
 //! A loop is closed as soon as its tasks are done: a worker that the operating system has not scheduled
 //! yet is not waited for, which matters on a machine that is shared.
 //!
-//! Which thread runs which task is left to chance, so **no result may depend on it**: a task owns its
-//! outputs, and a sum is never split between tasks by the number of threads.
+//! A thread begins with its own stretch of the tasks, the same in every loop of as many, and helps the others when it is done: what the
+//! same rows left in its cache in the last loop is there in the next. Which thread runs which task is in the end left to chance, so
+//! **no result may depend on it**: a task owns its outputs, and a sum is never split between tasks by the number of threads.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering::*};
@@ -31,10 +32,22 @@ struct Shared {
     /// The open loop's body; only read between entering and leaving the gate.
     job: Mutex<Option<Job<'static>>>,
     tasks: AtomicUsize,
-    next: AtomicUsize,
+    /// The next task of each thread's stretch, the caller's first.
+    next: Vec<Next>,
     panicked: AtomicBool,
     sleeping: Vec<AtomicBool>,
     stop: AtomicBool,
+}
+
+/// On a cache line of its own.
+#[repr(align(64))]
+struct Next(AtomicUsize);
+
+impl Shared {
+    /// Where a thread's stretch of the tasks begins.
+    fn start(&self, thread: usize, tasks: usize) -> usize {
+        thread * tasks / self.next.len()
+    }
 }
 
 /// Threads that run the tasks of a loop together with the caller.
@@ -59,7 +72,7 @@ impl Pool {
             gate: AtomicU64::new(0),
             job: Mutex::new(None),
             tasks: AtomicUsize::new(0),
-            next: AtomicUsize::new(0),
+            next: (0..=count).map(|_| Next(AtomicUsize::new(0))).collect(),
             panicked: AtomicBool::new(false),
             sleeping: (0..count).map(|_| AtomicBool::new(false)).collect(),
             stop: AtomicBool::new(false),
@@ -97,7 +110,9 @@ impl Pool {
         let job: Job<'static> = unsafe { std::mem::transmute::<Job<'_>, Job<'static>>(job) };
         *shared.job.lock().expect("no task runs while this lock is held") = Some(job);
         shared.tasks.store(tasks, Relaxed);
-        shared.next.store(0, Relaxed);
+        for (thread, next) in shared.next.iter().enumerate() {
+            next.0.store(shared.start(thread, tasks), Relaxed);
+        }
         shared.gate.fetch_add(EPOCH | OPEN, SeqCst);
         for (thread, sleeping) in self.handles.iter().zip(&shared.sleeping).take(tasks - 1) {
             if sleeping.load(SeqCst) {
@@ -105,7 +120,7 @@ impl Pool {
             }
         }
         let closing = Closing(shared);
-        run_tasks(shared, job);
+        run_tasks(shared, job, 0);
         drop(closing);
         if shared.panicked.swap(false, Relaxed) {
             panic!("a task of a parallel loop panicked; its message is above");
@@ -138,16 +153,20 @@ impl Drop for Closing<'_> {
     }
 }
 
-fn run_tasks(shared: &Shared, job: Job<'_>) {
+/// As thread `own`.
+fn run_tasks(shared: &Shared, job: Job<'_>, own: usize) {
     INSIDE.set(true);
     let _inside = Inside;
-    let tasks = shared.tasks.load(Relaxed);
-    loop {
-        let task = shared.next.fetch_add(1, Relaxed);
-        if task >= tasks {
-            return;
+    let (tasks, threads) = (shared.tasks.load(Relaxed), shared.next.len());
+    for thread in (own..threads).chain(0..own) {
+        let end = shared.start(thread + 1, tasks);
+        loop {
+            let task = shared.next[thread].0.fetch_add(1, Relaxed);
+            if task >= end {
+                break;
+            }
+            job(task);
         }
-        job(task);
     }
 }
 
@@ -172,7 +191,7 @@ fn work(shared: &Shared, index: usize) {
             spins = 0;
             let job = shared.job.lock().ok().and_then(|job| *job);
             if let Some(job) = job {
-                let run = std::panic::AssertUnwindSafe(|| run_tasks(shared, job));
+                let run = std::panic::AssertUnwindSafe(|| run_tasks(shared, job, index + 1));
                 if std::panic::catch_unwind(run).is_err() {
                     shared.panicked.store(true, Relaxed);
                 }
