@@ -1,11 +1,11 @@
 //! Eight steps of SFT, reward and DPO against TRL 1.16 on real comparisons, step by step.
 //!
 //! `golden/make_trl_parity.py` made the numbers and says how. The rows here are TRL's own token ids, so that a
-//! difference is in the training and not in the tokens.
+//! difference is in the training and not in the tokens. TRL computed in f32; in bf16 the differences are those of rounding.
 
 use std::path::PathBuf;
 
-use polity_compute::{Batch, Cpu, Decoder, Recompute, Tape};
+use polity_compute::{Batch, Cpu, Decoder, Precision, Recompute, Tape};
 use polity_lm::Model;
 use polity_lm::model::ScalarInit;
 use polity_train::config::Config;
@@ -104,41 +104,68 @@ fn learner<'c>(cpu: &'c Cpu, model: Model, common: &polity_train::settings::Comm
     Learner::new(cpu, model, common.optimizer(), Recompute::None)
 }
 
+/// How far the loss and the gradient's norm may be from TRL's, relative, and any other number, absolute.
+#[derive(Clone, Copy)]
+struct Bounds {
+    loss: f64,
+    norm: f64,
+    other: f64,
+}
+
+fn bounds(loss: f64, norm: f64, other: f64) -> Bounds {
+    Bounds { loss, norm, other }
+}
+
+/// A precision, and the bounds of the first step and of those after it, whose weights have gone apart. Those of bf16 are two to three times what was
+/// measured.
+type Run = (Precision, [Bounds; 2]);
+
+fn f32() -> Run {
+    (Precision::F32, [bounds(1e-4, 1e-3, 1e-3); 2])
+}
+
+fn bf16(first: Bounds, later: Bounds) -> Run {
+    (Precision::Bf16, [first, later])
+}
+
 /// Runs the steps and compares every number that both sides log.
 #[track_caller]
-fn check<'c, T: Task<'c>>(mut task: T, golden: &Golden, run: &str, absolute: &[&str]) {
-    let (mut worst_loss, mut worst_other) = (0.0f64, 0.0f64);
+fn check<'c, T: Task<'c>>(mut task: T, golden: &Golden, run: &str, absolute: &[&str], bounds: [Bounds; 2]) {
+    let (mut worst_loss, mut worst_norm, mut worst_other) = (0.0f64, 0.0f64, 0.0f64);
     for (i, expect) in golden.steps(run).iter().enumerate() {
         let rows: Vec<usize> =
             expect["rows"].as_array().unwrap().iter().map(|r| r.as_u64().unwrap() as usize).collect();
+        let bounds = bounds[i.min(1)];
         let mut metrics = Metrics::new(T::STAGE);
         let loss = task.accumulate(&rows, &mut metrics, &mut Phases::begin(&|| 0.0)).unwrap();
         let norm = task.learner().update(LR).grad_norm;
         let expect_loss = expect["loss"].as_f64().unwrap();
         let error = (loss - expect_loss).abs() / expect_loss.abs();
         worst_loss = worst_loss.max(error);
-        assert!(error < 1e-4, "{run} step {i}: loss {loss}, TRL {expect_loss}, relative error {error:e}");
-        let expect_norm = expect["grad_norm"].as_f64().unwrap();
         assert!(
-            (norm - expect_norm).abs() / expect_norm < 1e-3,
-            "{run} step {i}: norm {norm}, TRL {expect_norm}"
+            error < bounds.loss,
+            "{run} step {i}: loss {loss}, TRL {expect_loss}, relative error {error:e}"
         );
+        let expect_norm = expect["grad_norm"].as_f64().unwrap();
+        let error = (norm - expect_norm).abs() / expect_norm;
+        worst_norm = worst_norm.max(error);
+        assert!(error < bounds.norm, "{run} step {i}: norm {norm}, TRL {expect_norm}");
         for name in absolute {
             let (got, expect) = (metrics.get(name).unwrap(), expect[*name].as_f64().unwrap());
             let error = (got - expect).abs();
             worst_other = worst_other.max(error);
-            assert!(error < 1e-3, "{run} step {i}: {name} {got}, TRL {expect}");
+            assert!(error < bounds.other, "{run} step {i}: {name} {got}, TRL {expect}");
         }
     }
     println!(
-        "{run:12} worst relative error of the loss {worst_loss:.1e}, worst error of {absolute:?} {worst_other:.1e}"
+        "{run:12} worst relative error of the loss {worst_loss:.1e}, of the norm {worst_norm:.1e}, worst error of {absolute:?} {worst_other:.1e}"
     );
 }
 
 #[test]
 fn sft_is_trl() {
-    let (cpu, golden) = (Cpu::new(2), Golden::read());
-    let rows = (0..golden.prompts.len())
+    let golden = Golden::read();
+    let rows: Vec<_> = (0..golden.prompts.len())
         .map(|i| {
             let (prompt, chosen) = (&golden.prompts[i], &golden.chosen[i]);
             let trained = [vec![false; prompt.len()], vec![true; chosen.len()]].concat();
@@ -146,31 +173,39 @@ fn sft_is_trl() {
             Demonstration { ids, trained, info: ExampleInfo::default() }
         })
         .collect();
-    let config: SftConfig = config(&[]);
-    let learner = learner(&cpu, stories(), &config.common);
-    let task = SftTask::new(learner, rows, Vec::new(), config);
-    check(task, &golden, "sft", &["entropy", "mean_token_accuracy"]);
+    for (precision, bounds) in [f32(), bf16(bounds(2e-4, 4e-3, 1e-2), bounds(3e-3, 2e-2, 2e-2))] {
+        let cpu = Cpu::new(2).with_precision(precision);
+        let config: SftConfig = config(&[]);
+        let learner = learner(&cpu, stories(), &config.common);
+        let task = SftTask::new(learner, rows.clone(), Vec::new(), config);
+        check(task, &golden, "sft", &["entropy", "mean_token_accuracy"], bounds);
+    }
 }
 
 #[test]
 fn reward_is_trl() {
-    let (cpu, golden) = (Cpu::new(2), Golden::read());
+    let golden = Golden::read();
     let mut model = stories().with_scalar_head(0, ScalarInit::InitializerRange).unwrap();
     model.config.positions_max = 4096;
     let spec = model.layout.specs[model.layout.head].clone();
     model.params.write_rows(&spec, 0, &golden.score_weight);
-    let config: RewardConfig = config(&[]);
-    let learner = learner(&cpu, model, &config.common);
-    let task = RewardTask::new(learner, golden.pairs(), Vec::new(), config);
-    check(task, &golden, "reward", &["min_reward", "mean_reward", "max_reward", "accuracy", "margin"]);
+    for (precision, bounds) in [f32(), bf16(bounds(2e-3, 4e-2, 1e-2), bounds(1.5e-2, 0.5, 0.15))] {
+        let cpu = Cpu::new(2).with_precision(precision);
+        let config: RewardConfig = config(&[]);
+        let learner = learner(&cpu, model.clone(), &config.common);
+        let task = RewardTask::new(learner, golden.pairs(), Vec::new(), config);
+        let names = ["min_reward", "mean_reward", "max_reward", "accuracy", "margin"];
+        check(task, &golden, "reward", &names, bounds);
+    }
 }
 
 #[test]
 fn dpo_is_trl() {
     let golden = Golden::read();
     for loss in ["sigmoid", "ipo", "hinge"] {
-        for precompute in ["true", "false"] {
-            let cpu = Cpu::new(2);
+        let in_bf16 = bf16(bounds(1e-3, 6e-3, 0.6), bounds(0.3, 0.6, 10.0));
+        for (precompute, (precision, bounds)) in [("true", f32()), ("false", f32()), ("true", in_bf16)] {
+            let cpu = Cpu::new(2).with_precision(precision);
             let config: DpoConfig =
                 config(&[("loss_type", loss), ("beta", "0.1"), ("precompute_ref_log_probs", precompute)]);
             let learner = learner(&cpu, stories(), &config.common);
@@ -184,7 +219,7 @@ fn dpo_is_trl() {
                 "logps/chosen",
                 "logps/rejected",
             ];
-            check(task, &golden, &format!("dpo_{loss}"), &names);
+            check(task, &golden, &format!("dpo_{loss}"), &names, bounds);
         }
     }
 }
