@@ -99,15 +99,26 @@ impl<'c> Learner<'c> {
         rows: &[usize],
         objective: impl FnOnce(&[f32]) -> (Vec<f32>, R),
     ) -> R {
-        let Self { cpu, model, decoder, grads, recompute, tape, .. } = self;
-        decoder.forward_to(cpu, &model.params, batch, rows.iter().copied(), *recompute, tape);
-        let scalars = decoder.scalars(&model.params, tape, rows);
+        let scalars = self.read_scalars(batch, rows);
         let (d_scalar, result) = objective(&scalars);
+        self.learn_read_scalars(batch, rows, &d_scalar);
+        result
+    }
+
+    /// Scalars, read so that [`Learner::learn_read_scalars`] can learn from them.
+    pub fn read_scalars(&mut self, batch: &Batch, rows: &[usize]) -> Vec<f32> {
+        let Self { cpu, model, decoder, recompute, tape, .. } = self;
+        decoder.forward_to(cpu, &model.params, batch, rows.iter().copied(), *recompute, tape);
+        decoder.scalars(&model.params, tape, rows)
+    }
+
+    /// Backward from what [`Learner::read_scalars`] read last, the same batch and rows, with no other pass or update since: adds to the gradients.
+    pub fn learn_read_scalars(&mut self, batch: &Batch, rows: &[usize], d_scalar: &[f32]) {
+        let Self { cpu, model, decoder, grads, tape, .. } = self;
         decoder.begin_backward(tape);
-        decoder.scalars_backward(&model.params, tape, rows, &d_scalar, grads);
+        decoder.scalars_backward(&model.params, tape, rows, d_scalar, grads);
         decoder.backward(cpu, &model.params, batch, tape, grads);
         self.tokens += batch.tokens() as u64;
-        result
     }
 
     /// Updates the weights by the gradients added up since the last update, and clears them.

@@ -49,6 +49,8 @@ pub struct PpoTask<'c> {
     gold: Option<GoldProbe<'c>>,
     config: PpoConfig,
     state: PpoState,
+    /// How often the critic has read or learnt: a tape is as old as its number.
+    critic_passes: u64,
 }
 
 /// Where somebody knows what responses are really worth: held-out prompts, and a judge of the responses to them. Read at
@@ -114,6 +116,8 @@ pub struct Experience {
     pub advantage_m: Vec<f32>,
     /// `[u]`.
     pub return_u: Vec<f32>,
+    /// The critic's pass over all of it, if it was one from which the critic can learn.
+    critic_pass: Option<u64>,
 }
 
 /// What the updates of one step did.
@@ -193,7 +197,7 @@ impl<'c> PpoTask<'c> {
             controller: config.controller(),
             moments: RunningMoments::new(),
         };
-        Self { policy, critic, reference, reward_model, prompts, gold: None, config, state }
+        Self { policy, critic, reference, reward_model, prompts, gold: None, config, state, critic_passes: 0 }
     }
 
     /// The same, watched by a judge.
@@ -305,7 +309,11 @@ impl<'c> PpoTask<'c> {
         let full_kl = self.config.kl_estimator.value == KlPenalty::Full;
         let (mut ref_logprob_m, mut full_kl_m) = (Vec::new(), Vec::new());
         let (mut value_u, mut raw_score_i) = (Vec::new(), Vec::new());
-        for part in self.parts(&rollout, &all) {
+        let parts = self.parts(&rollout, &all);
+        // The first update is of all responses, by the critic as it is now: it learns from this very pass.
+        let learns_from_this = parts.len() == 1 && self.config.num_mini_batches == 1;
+        self.critic_passes += 1;
+        for part in parts {
             let trees = Trees::new(&rollout, &part, &value_spans);
             let out = self.reference.logprobs(&trees.batch, &trees.predictions, temperature);
             ref_logprob_m.extend(out.logprob_m);
@@ -317,7 +325,11 @@ impl<'c> PpoTask<'c> {
                     temperature,
                 ));
             }
-            value_u.extend(self.critic.scalars(&trees.batch, &trees.value_rows));
+            value_u.extend(if learns_from_this {
+                self.critic.read_scalars(&trees.batch, &trees.value_rows)
+            } else {
+                self.critic.scalars(&trees.batch, &trees.value_rows)
+            });
             raw_score_i.extend(self.reward_model.scalars(&trees.batch, &trees.last_rows));
         }
         let kl_m = match self.config.kl_estimator.value {
@@ -347,6 +359,7 @@ impl<'c> PpoTask<'c> {
             value_u,
             advantage_m: advantages.advantage_m,
             return_u: advantages.return_u,
+            critic_pass: learns_from_this.then_some(self.critic_passes),
         })
     }
 
@@ -399,6 +412,8 @@ impl<'c> PpoTask<'c> {
         let value_config = self.config.value()?;
         let temperature = self.config.temperature as f32;
         let (mut policy, mut value) = (PolicyStats::default(), ValueStats::default());
+        let critic_has_read = experience.critic_pass == Some(self.critic_passes);
+        self.critic_passes += 1;
         for part in self.parts(rollout, which) {
             let trees = Trees::new(rollout, &part, value_spans);
             let part_spans = Spans::from_lengths(part.iter().map(|&i| spans.length(i)));
@@ -421,13 +436,15 @@ impl<'c> PpoTask<'c> {
             let value_part_spans = Spans::from_lengths(part.iter().map(|&i| value_spans.length(i)));
             let old_value_u = gather(&experience.value_u, value_spans, &part);
             let return_u = gather(&experience.return_u, value_spans, &part);
-            let value_stats = self.critic.learn_scalars(&trees.batch, &trees.value_rows, |value_u| {
-                let readings = Aggregation::TokenMean { tokens: readings as f64 };
-                let result =
-                    value_loss(value_u, &old_value_u, &return_u, &value_part_spans, &value_config, readings);
-                (result.d_scalar, result.stats)
-            });
-            value.merge(&value_stats);
+            let value_u = match critic_has_read {
+                true => old_value_u.clone(),
+                false => self.critic.read_scalars(&trees.batch, &trees.value_rows),
+            };
+            let readings = Aggregation::TokenMean { tokens: readings as f64 };
+            let result =
+                value_loss(&value_u, &old_value_u, &return_u, &value_part_spans, &value_config, readings);
+            self.critic.learn_read_scalars(&trees.batch, &trees.value_rows, &result.d_scalar);
+            value.merge(&result.stats);
         }
         if guard.is_some_and(|guard| policy.ratios.mean > guard) {
             // As TRL classic: the update is made, of a zero gradient.
