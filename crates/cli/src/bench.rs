@@ -529,8 +529,10 @@ fn matmul(cpu: &Cpu) -> Matmul {
     let mut params = Params::of(Buffer::zeros(spec.range().len()));
     params.data.fill(0.01);
     params.pack(cpu, std::slice::from_ref(&spec));
-    let (x, w) = (vec![0.5f32; m * k], params.weights(&spec));
-    let mut y = vec![0.0f32; m * n];
+    let w = params.weights(&spec);
+    // On cache lines, as the decoder has them.
+    let [mut x, mut y] = [m * k, m * n].map(Buffer::zeros);
+    x.fill(0.5);
     let gflops = best_of(|| {
         let started = Instant::now();
         linear::forward(cpu, &mut y, &x, w, None, n, k, Write::Set);

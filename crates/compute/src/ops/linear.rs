@@ -27,7 +27,7 @@
 //! even = fma(a[0], b[0], 0), fma(a[2], b[2], even), … a[30];  odd = fma(a[1], b[1], 0), … a[31];  acc = acc + (even + odd)
 //! ```
 //!
-//! The fast versions in `cpu/linear.rs` keep this contract to the bit. Not here: LoRA (`lm`).
+//! The fast versions in `cpu/linear/` keep this contract to the bit. Not here: LoRA (`lm`).
 
 use crate::cpu::{Order, bf16};
 use crate::params::{LANES, panel_row};
