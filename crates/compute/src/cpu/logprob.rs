@@ -84,22 +84,25 @@ impl Sums {
         y_v.chunks(BLOCK).fold(self, |sums, y| sums.plus(block_sums(isa, y)))
     }
 
+    /// Whether nothing but forbidden tokens was read: there is no maximum to measure from.
+    fn is_nothing(self) -> bool {
+        self.max == f32::NEG_INFINITY && self.sum == 0.0
+    }
+
     /// Of one side and then the other, from the larger maximum.
     fn plus(self, other: Self) -> Self {
-        // The side without the maximum is further from it by this.
-        let gap = f64::from(self.max.min(other.max)) - f64::from(self.max.max(other.max));
-        let lowered = |side: Self| {
+        if self.is_nothing() || other.is_nothing() {
+            return if other.is_nothing() { self } else { other };
+        }
+        let max = self.max.max(other.max);
+        let [a, b] = [self, other].map(|side| {
+            if side.max == max {
+                return side;
+            }
+            let gap = f64::from(side.max) - f64::from(max);
             let e = gap.exp();
-            Self { sum: side.sum * e, weighted: (side.weighted + side.sum * gap) * e, ..side }
-        };
-        let (max, [a, b]) = match self.max.partial_cmp(&other.max) {
-            // Nothing but forbidden tokens has no part, and no maximum to measure from.
-            _ if other.max == f32::NEG_INFINITY && other.sum == 0.0 => return self,
-            _ if self.max == f32::NEG_INFINITY && self.sum == 0.0 => return other,
-            Some(std::cmp::Ordering::Less) => (other.max, [lowered(self), other]),
-            Some(std::cmp::Ordering::Greater) => (self.max, [self, lowered(other)]),
-            _ => (self.max, [self, other]),
-        };
+            Self { max, sum: side.sum * e, weighted: (side.weighted + side.sum * gap) * e }
+        });
         Self { max, sum: a.sum + b.sum, weighted: a.weighted + b.weighted }
     }
 
@@ -264,10 +267,7 @@ pub fn rows_at_a_time(vocab: usize) -> usize {
 
 /// Final logits of some rows: `y_mv`.
 pub fn logits(cpu: &Cpu, y_mv: &mut [f32], hidden_mc: &[f32], head: HeadRef<'_>) {
-    linear::forward(cpu, y_mv, hidden_mc, head.w, None, head.vocab, head.width, Write::Set);
-    if head.logits.softcap.is_some() || head.logits.temperature != 1.0 {
-        cpu.for_each_chunk(y_mv, head.vocab, |_, y_v| finish(cpu.isa(), y_v, head.logits));
-    }
+    logits_of(cpu, y_mv, hidden_mc, head, 0..head.vocab);
 }
 
 /// Final logits of some rows and some tokens, the first a multiple of 32.
@@ -309,10 +309,11 @@ fn for_each_chunk_of_logits(
 ///
 /// # Panics
 ///
-/// If there is not one row a token.
+/// If there is not one row a token, or a token is outside the vocabulary.
 pub fn forward(cpu: &Cpu, hidden_mc: &[f32], token_m: &[u32], head: HeadRef<'_>) -> LogProbs {
     let (m, c, v) = (token_m.len(), head.width, head.vocab);
     assert_eq!(hidden_mc.len(), m * c, "logprob: one row of {c} a token");
+    assert!(token_m.iter().all(|&token| (token as usize) < v), "logprob: a token of {v}");
     let mut of_rows = vec![(Sums::NONE, 0.0); m];
     let shared = SharedMut::new(&mut of_rows);
     cpu.for_each_rows(head.w.precision(), m, |rows| {
