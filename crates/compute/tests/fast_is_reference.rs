@@ -418,6 +418,35 @@ fn logprobs() {
     }
 }
 
+/// Rows are summed by blocks of 512: one of forbidden tokens alone has no maximum, and a later one may be far above the others.
+#[test]
+fn logprobs_of_forbidden_blocks() {
+    let values = values(&mut Numbers(9), 1400);
+    let forbidden = |range: std::ops::Range<usize>| {
+        let mut y = values.clone();
+        y[range].fill(f32::NEG_INFINITY);
+        y
+    };
+    let mut apart = values.clone();
+    apart[1300] = 900.0;
+    for y in [forbidden(0..512), forbidden(512..1024), forbidden(600..1400), forbidden(0..1399), apart] {
+        for token in [3, 700, 1300, 1399] {
+            let expect = ops::logprob::row(&y, None, 1.0, token);
+            for cpu in cpus() {
+                let fast = RowStats::of(cpu.isa(), &y, token);
+                let (logprob, entropy) = (f64::from(fast.logprob), f64::from(fast.entropy));
+                let near = |a: f64, b: f64| a == b || (a - b).abs() < 1e-5 * b.abs().max(1.0);
+                assert!(near(logprob, expect.logprob), "{fast:?} {expect:?}");
+                assert!(near(entropy, expect.entropy), "{fast:?} {expect:?}");
+            }
+        }
+    }
+    let mut broken = values.clone();
+    broken[1200] = f32::NAN;
+    let stats = RowStats::of(polity_compute::Isa::detect(), &broken, 0);
+    assert!(stats.logprob.is_nan() && stats.entropy.is_nan(), "{stats:?}");
+}
+
 #[test]
 fn adamw() {
     let mut x = Numbers(8);
