@@ -6,7 +6,7 @@
 
 use std::path::PathBuf;
 
-use polity_compute::{Cpu, Recompute};
+use polity_compute::{Cpu, Precision, Recompute};
 use polity_lm::Model;
 use polity_lm::model::ScalarInit;
 use polity_train::config::Config;
@@ -90,7 +90,24 @@ fn close(case: &str, what: &str, got: &[f32], expect: &[f32], bound: f32) -> f32
     worst
 }
 
-fn check(case: &str) {
+/// How far results may be from TRL's, which computed in f32, relative to the largest of each kind.
+struct Bounds {
+    /// Rewards, returns, advantages and what they are made of.
+    experience: f32,
+    /// Losses and ratios.
+    metrics: f32,
+    /// The norm of each tensor's change.
+    change: f32,
+    /// A parameter, and how many may be further off.
+    parameter: (f32, usize),
+}
+
+const F32: Bounds = Bounds { experience: 1e-5, metrics: 5e-5, change: 1e-4, parameter: (1e-5, 2) };
+
+/// With products in bf16. Measured: 1.6e-2, 4.0e-2, 2e-2, 2e-2 and none.
+const BF16: Bounds = Bounds { experience: 4e-2, metrics: 0.1, change: 5e-2, parameter: (5e-2, 5) };
+
+fn check(case: &str, precision: Precision, bounds: &Bounds) {
     let json = std::fs::read_to_string(here("tests/golden/ppo_modern.json")).unwrap();
     let bytes = std::fs::read(here("tests/golden/ppo_modern.safetensors")).unwrap();
     let golden = Golden {
@@ -114,7 +131,7 @@ fn check(case: &str) {
         sets.push((key.clone(), value.to_string().trim_matches('"').to_owned()));
     }
     let config = PpoConfig::from_toml_and_sets(None, &sets).unwrap();
-    let cpu = Cpu::new(2);
+    let cpu = Cpu::new(2).with_precision(precision);
     let learner = |model| Learner::new(&cpu, model, config.common.optimizer(), Recompute::None);
     let mut task = PpoTask::new(
         learner(stories()),
@@ -148,19 +165,37 @@ fn check(case: &str) {
             "ref_logprobs",
             &experience.ref_logprob_m,
             &golden.ragged(&at("ref_logprobs"), &lengths),
-            1e-5,
+            bounds.experience,
         ),
-        close(case, "scores", &experience.score_i, &golden.f32s(&at("scores")), 1e-5),
-        close(case, "values", &experience.value_u, &golden.ragged(&at("values"), &readings), 1e-5),
+        close(case, "scores", &experience.score_i, &golden.f32s(&at("scores")), bounds.experience),
+        close(
+            case,
+            "values",
+            &experience.value_u,
+            &golden.ragged(&at("values"), &readings),
+            bounds.experience,
+        ),
         close(
             case,
             "rewards",
             &experience.rewards.reward_u,
             &golden.ragged(&at("rewards_unwhitened"), &readings),
-            1e-5,
+            bounds.experience,
         ),
-        close(case, "returns", &experience.return_u, &golden.ragged(&at("returns"), &readings), 1e-5),
-        close(case, "advantages", &experience.advantage_m, &golden.ragged(&at("advantages"), &lengths), 1e-5),
+        close(
+            case,
+            "returns",
+            &experience.return_u,
+            &golden.ragged(&at("returns"), &readings),
+            bounds.experience,
+        ),
+        close(
+            case,
+            "advantages",
+            &experience.advantage_m,
+            &golden.ragged(&at("advantages"), &lengths),
+            bounds.experience,
+        ),
     ];
 
     let before = [task.policy.model.clone(), task.critic.model.clone()];
@@ -184,7 +219,7 @@ fn check(case: &str) {
         ("val/clipfrac_avg", value.value("val/clipfrac_avg").unwrap() as f32),
     ] {
         // f32 differs from f64 by up to 4e-6 here (`f64_spread` of the golden file).
-        close(case, name, &[got], &[metric(name)], 5e-5);
+        close(case, name, &[got], &[metric(name)], bounds.metrics);
     }
 
     // Parameters, sampled sixteen of each tensor, and the norm of each tensor's change.
@@ -208,7 +243,8 @@ fn check(case: &str) {
             let largest = expect.iter().fold(1e-6f32, |m, x| m.max(x.abs()));
             errors_of_samples.extend(got.iter().zip(expect).map(|(a, b)| (a - b).abs() / largest));
             let change = values.iter().zip(was).map(|(a, b)| f64::from(a - b).powi(2)).sum::<f64>().sqrt();
-            worst_norm = worst_norm.max(close(case, names[p], &[change as f32], &norms[p..p + 1], 1e-4));
+            worst_norm =
+                worst_norm.max(close(case, names[p], &[change as f32], &norms[p..p + 1], bounds.change));
             p += 1;
         }
     }
@@ -216,12 +252,10 @@ fn check(case: &str) {
     // AdamW divides a gradient by its own size, so where a gradient is next to zero its rounding decides the sign of a
     // whole step. Of 1520 numbers a case, measured: 4 cases none, base and tight one each, beyond 1e-5.
     errors_of_samples.sort_by(f32::total_cmp);
-    let beyond = errors_of_samples.iter().filter(|&&e| e > 1e-5).count();
-    assert!(
-        beyond <= 2,
-        "{case}: {beyond} of {} parameters differ by more than 1e-5",
-        errors_of_samples.len()
-    );
+    let (bound, few) = bounds.parameter;
+    let beyond = errors_of_samples.iter().filter(|&&e| e > bound).count();
+    let all = errors_of_samples.len();
+    assert!(beyond <= few, "{case}: {beyond} of {all} parameters differ by more than {bound:e}");
     let worst_sample = errors_of_samples[errors_of_samples.len() - 1 - beyond];
     assert!(
         errors_of_samples.iter().all(|&e| e < 4.0 * LR as f32 * 10.0),
@@ -235,6 +269,10 @@ fn check(case: &str) {
 #[test]
 fn one_update_is_trl() {
     for case in ["base", "k3", "penalty", "whiten", "k3_whiten_penalty", "tight"] {
-        check(case);
+        check(case, Precision::F32, &F32);
+        // Clipped at 2 %, half of the ratios are, and the loss is a small difference of terms that bf16 clips otherwise.
+        if case != "tight" {
+            check(case, Precision::Bf16, &BF16);
+        }
     }
 }
