@@ -521,9 +521,8 @@ impl Answer {
             Err(_) => return (": waiting\n\n".to_owned(), true),
             Ok(delta) => delta.unwrap_or(Delta::End { whole: false }),
         };
-        let mut next = Some(first);
-        for _ in 0..PIECES_MAX {
-            let Some(delta) = next.take() else { break };
+        let mut delta = first;
+        for more in (0..PIECES_MAX).rev() {
             if matches!(delta, Delta::End { whole: false }) {
                 self.failed().await;
                 return (events + &event(&ApiError::cut().json()), false);
@@ -539,7 +538,14 @@ impl Answer {
                 self.done().await;
                 return (events + "data: [DONE]\n\n", false);
             }
-            next = self.deltas.try_recv().ok();
+            // What is received is sent: the last of these waits in the channel.
+            if more == 0 {
+                break;
+            }
+            match self.deltas.try_recv() {
+                Ok(next) => delta = next,
+                Err(_) => break,
+            }
         }
         (events, true)
     }

@@ -1,5 +1,6 @@
 //! Streams: their pieces together are the whole answer, in whole characters, and never show a part of a stop string.
 
+use axum::body::to_bytes;
 use polity_lm::engine::SamplerConfig;
 use polity_serve::Limits;
 use serde_json::{Value, json};
@@ -78,6 +79,26 @@ async fn pieces_are_the_whole() {
                 of_choice.iter().map(|piece| &piece["finish_reason"]).filter(|end| !end.is_null()).collect();
             assert_eq!(ends, [&choice["finish_reason"]]);
         }
+    }
+}
+
+/// A client that reads late finds more pieces than are sent in one write.
+#[tokio::test]
+async fn a_late_reader_gets_every_piece() {
+    let site = Site::new(Limits::usual());
+    let mut body = json!({"model": "stories", "prompt": "Once", "n": 8, "seed": 5, "max_tokens": 30});
+    let whole = site.complete(body.clone()).await;
+    body["stream"] = json!(true);
+    let unread = site.open("/v1/completions", body).await;
+    // What began before and is shorter has ended when this has.
+    site.complete(json!({"model": "stories", "prompt": "The", "max_tokens": 90, "temperature": 0})).await;
+    let text = String::from_utf8(to_bytes(unread, usize::MAX).await.unwrap().to_vec()).unwrap();
+    let pieces: Vec<Value> = text
+        .split_terminator("\n\n")
+        .filter_map(|event| serde_json::from_str(event.strip_prefix("data: ").unwrap()).ok())
+        .collect();
+    for (index, choice) in whole["choices"].as_array().unwrap().iter().enumerate() {
+        assert_eq!(text_of(&pieces, index), choice["text"].as_str().unwrap());
     }
 }
 
