@@ -95,11 +95,11 @@ impl Decoder {
         let by_down = self.turned(cpu, params, turned_down, p.down);
         let by_up = self.turned(cpu, params, turned_up, p.up);
         // Kept where a bias adds it up.
-        let d_up_kept = if p.up.bias.is_some() { u } else { 0 };
-        let d_up = d_up.first_mut(m * d_up_kept);
+        let kept_width = if p.up.bias.is_some() { u } else { 0 };
+        let d_up = d_up.first_mut(m * kept_width);
         let [d_y, d_x_mid] = [d_y, d_x_mid].map(|buffer| buffer.first_mut(m * c));
         let [d_y_rows, d_mid_rows] = [&mut *d_y, d_x_mid].map(|buffer| RowsMut::new(buffer, c));
-        let d_up_rows = RowsMut::new(d_up, d_up_kept);
+        let d_up_rows = RowsMut::new(d_up, kept_width);
         let [of_down, of_up] = factors;
         let of_down = of_down.of(cpu, precision, m, c, f);
         let of_up = of_up.of(cpu, precision, m, u, c);
