@@ -352,8 +352,7 @@ impl Decoder {
         let (d_w, d_b) = self.with_bias(grads, p.weight, p.bias);
         linear::backward_weight_packed(cpu, d_w, &factors.gradient, &factors.input);
         if let Some(d_b) = d_b {
-            let n = d_b.len();
-            linear::backward_bias(cpu, d_b, d_y, n);
+            linear::backward_bias(cpu, d_b, d_y);
         }
     }
 

@@ -52,7 +52,8 @@ pub fn backward_weight(
         }
     });
     if let Some(d_bias_n) = d_bias_n {
-        backward_bias(cpu, d_bias_n, d_y_mn, n);
+        assert_eq!(d_bias_n.len(), n, "linear backward_weight: one bias an output");
+        backward_bias(cpu, d_bias_n, d_y_mn);
     }
 }
 
@@ -60,9 +61,10 @@ pub fn backward_weight(
 ///
 /// # Panics
 ///
-/// If there is not one bias an output.
-pub fn backward_bias(cpu: &Cpu, d_bias_n: &mut [f32], d_y_mn: &[f32], n: usize) {
-    assert_eq!(d_bias_n.len(), n, "linear backward_bias: one bias an output");
+/// If `d_y_mn` is not whole rows of one number a bias.
+pub fn backward_bias(cpu: &Cpu, d_bias_n: &mut [f32], d_y_mn: &[f32]) {
+    let n = d_bias_n.len();
+    assert!(d_y_mn.len().is_multiple_of(n), "linear backward_bias: {} numbers of rows of {n}", d_y_mn.len());
     cpu.for_each_chunk(d_bias_n, 256, |chunk, d_bias| {
         for d_y_n in d_y_mn.chunks_exact(n) {
             for (d_b, &d) in d_bias.iter_mut().zip(&d_y_n[chunk * 256..]) {
