@@ -343,7 +343,6 @@ impl<'s> Trainer<'s> {
         let m = numbers.logprob_m.len();
         decoder.begin_backward(tape);
         let (d_logprob_m, d_entropy_m) = (vec![-1.0 / m as f32; m], vec![0.0; m]);
-        let (d_logprob_m, d_entropy_m) = (&d_logprob_m, &d_entropy_m);
         decoder.logprobs_backward(
             cpu,
             params,
@@ -351,8 +350,8 @@ impl<'s> Trainer<'s> {
             predictions,
             1.0,
             &numbers,
-            d_logprob_m,
-            d_entropy_m,
+            &d_logprob_m,
+            &d_entropy_m,
             grads,
         );
         decoder.backward(cpu, params, batch, tape, grads);
