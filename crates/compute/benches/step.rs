@@ -29,8 +29,9 @@ fn main() {
         Work { name: "tiny", config: tiny(), rows: 8, length: 256, prompt: 1 },
         // A pass of PPO's updates: short prompts, responses of 64 tokens.
         Work { name: "tiny, ppo", config: tiny(), rows: 8, length: 118, prompt: 54 },
+        Work { name: "tiny, long", config: tiny(), rows: 1, length: 4096, prompt: 1 },
         Work { name: "smol135m/10", config: smol(), rows: 8, length: 256, prompt: 1 },
-        Work { name: "smol135m/10, long", config: smol(), rows: 1, length: 2048, prompt: 1 },
+        Work { name: "smol135m/10, long", config: smol(), rows: 1, length: 4096, prompt: 1 },
     ];
     let args: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
     let (precisions, asked): (Vec<_>, Vec<_>) = args.into_iter().partition(|a| a == "f32" || a == "bf16");

@@ -1,6 +1,6 @@
 //! Keys and values of sequences that are being decoded, in pages.
 //!
-//! A page holds 32 positions of one sequence for all layers, in the block layout that `cpu/attention.rs`
+//! A page holds 32 positions of one sequence for all layers, in the block layout that `cpu/attention/mod.rs`
 //! computes with: for each layer and key/value head, keys channel by channel (`[d][32]`), then values key by
 //! key (`[32][dp]`); where products are in bf16, pairs of channels and of keys, in half the memory. Pages are counted: sequences forked from one prompt share its pages, and a page is copied
 //! only when one of several owners writes into it.

@@ -19,6 +19,7 @@ pub mod bf16;
 mod pool;
 pub(crate) mod tile;
 pub(crate) mod vector;
+pub(crate) mod wide;
 
 pub mod activation;
 pub mod adamw;

@@ -439,6 +439,20 @@ fn prefetch(p: *const f32) {
     let _ = p;
 }
 
+/// Asks for `n` numbers, to be read soon. Any address will do.
+#[inline(always)]
+pub(super) fn ask_for<T>(p: *const T, n: usize) {
+    #[cfg(target_arch = "x86_64")]
+    for at in (0..n).step_by(64 / size_of::<T>()) {
+        // SAFETY: a prefetch reads nothing and cannot fault.
+        unsafe {
+            std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(p.wrapping_add(at).cast());
+        }
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = (p, n);
+}
+
 /// One `k`: `R` numbers of `a`, `STEP` floats apart, times `NV` vectors of `b`.
 #[inline(always)]
 unsafe fn step<V: Vector, const R: usize, const NV: usize, const STEP: usize>(
