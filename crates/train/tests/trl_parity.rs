@@ -173,7 +173,9 @@ fn sft_is_trl() {
             Demonstration { ids, trained, info: ExampleInfo::default() }
         })
         .collect();
-    for (precision, bounds) in [f32(), bf16(bounds(2e-4, 4e-3, 1e-2), bounds(3e-3, 2e-2, 2e-2))] {
+    // With the weights of the start, rounding moves the losses of the eight batches by -7e-4 to 1.4e-3, whose mean is within 3e-4 of zero: one batch
+    // may agree by chance.
+    for (precision, bounds) in [f32(), bf16(bounds(1.5e-3, 4e-3, 1e-2), bounds(3e-3, 2e-2, 2e-2))] {
         let cpu = Cpu::new(2).with_precision(precision);
         let config: SftConfig = config(&[]);
         let learner = learner(&cpu, stories(), &config.common);
