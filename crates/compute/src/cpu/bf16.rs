@@ -11,6 +11,7 @@
 //! Rounding is to nearest, ties to even, by the processor's own conversions or in plain Rust: they agree in every bit.
 
 use super::vector::vectorized;
+use super::wide::{Wide, wide};
 use super::{Cpu, Isa};
 use crate::params::LANES;
 
@@ -80,19 +81,24 @@ pub(crate) fn narrow(isa: Isa, out: &mut [u16], x: &[f32]) {
 
 /// Rounds numbers.
 fn narrow_exact(isa: Isa, out: &mut [u16], x: &[f32]) {
-    match isa {
-        // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Amx => unsafe { native::narrow(out, x) },
-        _ => narrow_plain(isa, out, x),
-    }
+    assert!(out.len() <= x.len(), "bf16: {} halves of {} numbers", out.len(), x.len());
+    // SAFETY: there are as many numbers, by the check.
+    unsafe { narrow_each(isa, out, x) }
 }
 
-vectorized! {
-    fn narrow_plain(out: &mut [u16], x: &[f32]) {
-        for (out, &x) in out.iter_mut().zip(x) {
-            *out = (round_bits(x) >> 16) as u16;
-        }
+wide! {
+    fn narrow_each = narrow_all(out: &mut [u16], x: &[f32])
+}
+
+#[inline(always)]
+unsafe fn narrow_all<W: Wide>(out: &mut [u16], x: &[f32]) {
+    let (whole, rest) = out.as_chunks_mut::<32>();
+    for (out, x) in whole.iter_mut().zip(x.as_chunks::<32>().0) {
+        // SAFETY: 32 numbers, and 32 halves.
+        unsafe { W::load(x.as_ptr()).store_halves(W::load(x[16..].as_ptr()), out.as_mut_ptr().cast()) };
+    }
+    for (out, &x) in rest.iter_mut().zip(&x[32 * whole.len()..]) {
+        *out = (round_bits(x) >> 16) as u16;
     }
 }
 
@@ -130,19 +136,31 @@ pub(crate) fn pair_rows(isa: Isa, out: &mut [u32], first: &[f32], second: Option
         out.iter_mut().zip(first).for_each(|(out, &first)| *out = pair(first, 0.0));
         return;
     };
-    match isa {
-        // SAFETY: `Cpu::with_isa` checked that the machine has the instructions.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Amx => unsafe { native::pair_rows(out, first, second) },
-        _ => pair_rows_plain(isa, out, first, second),
-    }
+    let len = out.len().min(first.len()).min(second.len());
+    // SAFETY: so many numbers in each.
+    unsafe { pair_each(isa, &mut out[..len], &first[..len], &second[..len]) }
 }
 
-vectorized! {
-    fn pair_rows_plain(out: &mut [u32], first: &[f32], second: &[f32]) {
-        for ((out, &first), &second) in out.iter_mut().zip(first).zip(second) {
-            *out = pair(first, second);
+wide! {
+    fn pair_each = pair_all(out: &mut [u32], first: &[f32], second: &[f32])
+}
+
+/// # Safety
+///
+/// The rows are as long as `out`.
+#[inline(always)]
+unsafe fn pair_all<W: Wide>(out: &mut [u32], first: &[f32], second: &[f32]) {
+    let (whole, rest) = out.as_chunks_mut::<16>();
+    let done = 16 * whole.len();
+    for (i, out) in whole.iter_mut().enumerate() {
+        // SAFETY: sixteen numbers of each row, by the caller's promise, and sixteen pairs.
+        unsafe {
+            let (first, second) = (W::load(first.as_ptr().add(16 * i)), W::load(second.as_ptr().add(16 * i)));
+            first.store_pairs(second, out.as_mut_ptr());
         }
+    }
+    for ((out, &first), &second) in rest.iter_mut().zip(&first[done..]).zip(&second[done..]) {
+        *out = pair(first, second);
     }
 }
 
@@ -164,21 +182,25 @@ pub(crate) fn pair_lines(isa: Isa, out: &mut [u32], x: &[f32], first: usize, gap
     let lines = out.len() / LANES;
     let last = first + (2 * lines).saturating_sub(1) * gap + LANES;
     assert!(lines == 0 || last <= x.len(), "bf16: {last} floats of {}", x.len());
-    match isa {
-        // SAFETY: `Cpu::with_isa` checked that the machine has the instructions, and the rows are there by the check above.
-        #[cfg(target_arch = "x86_64")]
-        Isa::Avx512Bf16 | Isa::Amx => unsafe { native::pair_lines(out, x, first, gap) },
-        _ => pair_lines_plain(isa, out, x, first, gap),
-    }
+    // SAFETY: the rows are there by the check above.
+    unsafe { pair_each_line(isa, out, x, first, gap) }
 }
 
-vectorized! {
-    fn pair_lines_plain(out: &mut [u32], x: &[f32], first: usize, gap: usize) {
-        for (line, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            let rows = &x[first + 2 * line * gap..];
-            let (first, second) = (&rows[..LANES], &rows[gap..gap + LANES]);
-            for i in 0..LANES {
-                out[i] = pair(first[i], second[i]);
+wide! {
+    fn pair_each_line = pair_all_lines(out: &mut [u32], x: &[f32], first: usize, gap: usize)
+}
+
+/// # Safety
+///
+/// As [`pair_lines`] checks.
+#[inline(always)]
+unsafe fn pair_all_lines<W: Wide>(out: &mut [u32], x: &[f32], first: usize, gap: usize) {
+    for (line, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
+        // SAFETY: two rows of 32 floats, by the caller's promise.
+        unsafe {
+            let row = x.as_ptr().add(first + 2 * line * gap);
+            for i in (0..LANES).step_by(16) {
+                W::load(row.add(i)).store_pairs(W::load(row.add(gap + i)), out.as_mut_ptr().add(i));
             }
         }
     }
@@ -276,61 +298,7 @@ pub(crate) fn turn_words(isa: Isa, out: &mut [u32], stride: usize, words: &[u32]
 mod native {
     use std::arch::x86_64::*;
 
-    use crate::params::LANES;
-
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
-    pub(super) fn narrow(out: &mut [u16], x: &[f32]) {
-        let x16 = x.as_chunks::<16>().0;
-        for (out, x) in out.as_chunks_mut::<16>().0.iter_mut().zip(x16) {
-            // SAFETY: both are sixteen numbers.
-            unsafe { _mm256_storeu_si256(out.as_mut_ptr().cast(), rounded(_mm512_loadu_ps(x.as_ptr()))) };
-        }
-        let done = 16 * x16.len();
-        for (out, &x) in out[done..].iter_mut().zip(&x[done..]) {
-            *out = (super::round_bits(x) >> 16) as u16;
-        }
-    }
-
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
-    pub(super) fn pair_rows(out: &mut [u32], first: &[f32], second: &[f32]) {
-        let len = out.len().min(first.len()).min(second.len());
-        let (out, first, second) = (&mut out[..len], &first[..len], &second[..len]);
-        let rows = first.as_chunks::<16>().0.iter().zip(second.as_chunks::<16>().0);
-        for (out, (first, second)) in out.as_chunks_mut::<16>().0.iter_mut().zip(rows) {
-            // SAFETY: all are sixteen numbers.
-            unsafe { pair_sixteen(out.as_mut_ptr(), first.as_ptr(), second.as_ptr()) };
-        }
-        let done = len / 16 * 16;
-        for ((out, &first), &second) in out[done..].iter_mut().zip(&first[done..]).zip(&second[done..]) {
-            *out = super::pair(first, second);
-        }
-    }
-
-    /// # Safety
-    ///
-    /// As [`super::pair_lines`], whose checks hold.
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
-    pub(super) unsafe fn pair_lines(out: &mut [u32], x: &[f32], first: usize, gap: usize) {
-        for (line, out) in out.as_chunks_mut::<LANES>().0.iter_mut().enumerate() {
-            // SAFETY: two rows of 32 floats, by the caller's promise.
-            unsafe {
-                let row = x.as_ptr().add(first + 2 * line * gap);
-                for i in (0..LANES).step_by(16) {
-                    pair_sixteen(out.as_mut_ptr().add(i), row.add(i), row.add(gap + i));
-                }
-            }
-        }
-    }
-
-    /// # Safety
-    ///
-    /// Sixteen numbers at each place.
-    #[inline]
-    #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
-    unsafe fn pair_sixteen(out: *mut u32, first: *const f32, second: *const f32) {
-        // SAFETY: the caller's promise.
-        unsafe { _mm512_storeu_si512(out.cast(), sixteen_pairs(first, second)) }
-    }
+    use super::super::wide::{Wide, Zmm};
 
     /// # Safety
     ///
@@ -339,10 +307,7 @@ mod native {
     #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512vl")]
     unsafe fn sixteen_pairs(first: *const f32, second: *const f32) -> __m512i {
         // SAFETY: the caller's promise.
-        // (Without closures, which do not have the instructions of the function around them.)
-        let (first, second) = unsafe { (_mm512_loadu_ps(first), _mm512_loadu_ps(second)) };
-        let (first, second) = (_mm512_cvtepu16_epi32(rounded(first)), _mm512_cvtepu16_epi32(rounded(second)));
-        _mm512_or_si512(first, _mm512_slli_epi32::<16>(second))
+        unsafe { Zmm::<true>::load(first).pairs(Zmm::load(second)) }
     }
 
     /// `out[c * stride + s]` = the pair of rows `2 s` and `2 s + 1` of channel `c`, for sixteen of each; rows from `there` on count as zero.

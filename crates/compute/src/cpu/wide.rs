@@ -141,7 +141,7 @@ impl Wide for Plain {
         for (half, x) in [self, next].into_iter().enumerate() {
             for i in 0..8 {
                 // SAFETY: sixteen words, by the caller's promise.
-                unsafe { *out.add(8 * half + i) = bf16::pair(x.0[2 * i], x.0[2 * i + 1]) };
+                unsafe { out.add(8 * half + i).write_unaligned(bf16::pair(x.0[2 * i], x.0[2 * i + 1])) };
             }
         }
     }
@@ -276,21 +276,34 @@ mod x86 {
                 // SAFETY: the caller's promise.
                 return unsafe { self.plain().store_pairs(second.plain(), out) };
             }
-            const fn places() -> [u16; 32] {
-                let mut places = [0; 32];
-                let mut i = 0;
-                while i < 16 {
-                    (places[2 * i], places[2 * i + 1]) = (i as u16, 16 + i as u16);
-                    i += 1;
-                }
-                places
-            }
-            const PLACES: [u16; 32] = places();
-            // SAFETY: above; vectors of the same bits.
+            // SAFETY: above.
+            unsafe { _mm512_storeu_si512(out.cast(), Zmm::<true>(self.0).pairs(Zmm(second.0))) };
+        }
+    }
+
+    /// Where a pair's numbers are when sixteen first ones are followed by sixteen second ones.
+    const PLACES: [u16; 32] = {
+        let mut places = [0; 32];
+        let mut i = 0;
+        while i < 16 {
+            (places[2 * i], places[2 * i + 1]) = (i as u16, 16 + i as u16);
+            i += 1;
+        }
+        places
+    };
+
+    impl Zmm<true> {
+        /// Sixteen pairs of lanes.
+        ///
+        /// # Safety
+        ///
+        /// The kernel around it is compiled with AVX512-BF16.
+        #[inline(always)]
+        pub(crate) unsafe fn pairs(self, second: Self) -> __m512i {
+            // SAFETY: the caller's promise; vectors of the same bits.
             unsafe {
                 let halves = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(second.0, self.0));
-                let pairs = _mm512_permutexvar_epi16(_mm512_loadu_si512(PLACES.as_ptr().cast()), halves);
-                _mm512_storeu_si512(out.cast(), pairs);
+                _mm512_permutexvar_epi16(_mm512_loadu_si512(PLACES.as_ptr().cast()), halves)
             }
         }
     }
