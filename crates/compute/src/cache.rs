@@ -8,8 +8,8 @@
 //! Not here: who is decoded when (`lm`'s engine).
 
 use crate::config::DecoderConfig;
-use crate::cpu::Precision;
 use crate::cpu::attention::{KEYS, block_words};
+use crate::cpu::{Precision, SharedMut};
 use crate::params::Buffer;
 
 /// Positions in one page.
@@ -33,11 +33,74 @@ pub struct KvCache {
     free_pages: Vec<usize>,
     sequences: Vec<Option<Sequence>>,
     page_len: usize,
-    head_len: usize,
-    kv_heads: usize,
-    /// Words of a page's keys of one head; its values follow.
-    keys_len: usize,
+    heads: PageHeads,
     precision: Precision,
+}
+
+/// Where the heads of a page lie.
+#[derive(Clone, Copy, Debug)]
+struct PageHeads {
+    kv_heads: usize,
+    /// Words of a head's keys and values.
+    len: usize,
+    /// Words of its keys; its values follow.
+    keys_len: usize,
+}
+
+/// A head of a page of one layer: words.
+pub(crate) struct PageHead<'a> {
+    page: &'a SharedMut<'a, f32>,
+    start: usize,
+    heads: PageHeads,
+}
+
+impl PageHead<'_> {
+    pub(crate) fn keys(&self) -> *const f32 {
+        self.page.pointer(self.start)
+    }
+
+    pub(crate) fn values(&self) -> *const f32 {
+        self.page.pointer(self.start + self.heads.keys_len)
+    }
+
+    /// Its keys and its values.
+    ///
+    /// # Safety
+    ///
+    /// Nobody else has this head.
+    #[allow(clippy::mut_from_ref)]
+    pub(crate) unsafe fn parts_mut(&self) -> (&mut [f32], &mut [f32]) {
+        // SAFETY: the caller's promise.
+        let head = unsafe { self.page.slice(self.start..self.start + self.heads.len) };
+        head.split_at_mut(self.heads.keys_len)
+    }
+}
+
+/// The pages of a cache, for several tasks that write and read heads of their own.
+pub(crate) struct SharedPages<'a> {
+    pages: Vec<SharedMut<'a, f32>>,
+    owners: &'a [usize],
+    sequences: &'a [Option<Sequence>],
+    heads: PageHeads,
+}
+
+impl SharedPages<'_> {
+    /// A head of page `block` of a sequence.
+    pub(crate) fn head(&self, id: SequenceId, block: usize, layer: usize, g: usize) -> PageHead<'_> {
+        let sequence = self.sequences[id.0].as_ref().expect("a sequence id is used until it is removed");
+        let start = (layer * self.heads.kv_heads + g) * self.heads.len;
+        PageHead { page: &self.pages[sequence.pages[block]], start, heads: self.heads }
+    }
+
+    /// The same, to be written.
+    pub(crate) fn own_head(&self, id: SequenceId, block: usize, layer: usize, g: usize) -> PageHead<'_> {
+        let page = self.sequences[id.0].as_ref().map(|sequence| sequence.pages[block]);
+        debug_assert!(
+            page.is_some_and(|page| self.owners[page] == 1),
+            "a shared page is copied before it is written"
+        );
+        self.head(id, block, layer, g)
+    }
 }
 
 impl KvCache {
@@ -51,9 +114,7 @@ impl KvCache {
             free_pages: Vec::new(),
             sequences: Vec::new(),
             page_len: config.layers * config.kv_heads * head_len,
-            head_len,
-            kv_heads: config.kv_heads,
-            keys_len,
+            heads: PageHeads { kv_heads: config.kv_heads, len: head_len, keys_len },
             precision,
         }
     }
@@ -167,25 +228,14 @@ impl KvCache {
         len
     }
 
-    /// Where page `block` of a sequence keeps this layer and head: `(page, keys at, values at)`.
-    pub(crate) fn place(
-        &self,
-        id: SequenceId,
-        block: usize,
-        layer: usize,
-        g: usize,
-    ) -> (usize, usize, usize) {
-        let start = (layer * self.kv_heads + g) * self.head_len;
-        (self.sequence(id).pages[block], start, start + self.keys_len)
-    }
-
-    pub(crate) fn page(&self, page: usize) -> &[f32] {
-        &self.pages[page]
-    }
-
-    pub(crate) fn page_mut(&mut self, page: usize) -> &mut [f32] {
-        debug_assert_eq!(self.owners[page], 1, "a shared page is copied before it is written");
-        &mut self.pages[page]
+    /// The pages, to be written by several tasks.
+    pub(crate) fn shared(&mut self) -> SharedPages<'_> {
+        SharedPages {
+            pages: self.pages.iter_mut().map(|page| SharedMut::new(page)).collect(),
+            owners: &self.owners,
+            sequences: &self.sequences,
+            heads: self.heads,
+        }
     }
 }
 
@@ -200,9 +250,7 @@ mod tests {
             free_pages: Vec::new(),
             sequences: Vec::new(),
             page_len: 4,
-            head_len: 4,
-            kv_heads: 1,
-            keys_len: 0,
+            heads: PageHeads { kv_heads: 1, len: 4, keys_len: 0 },
             precision: Precision::F32,
         }
     }
@@ -212,18 +260,19 @@ mod tests {
         let mut cache = tiny();
         let a = cache.add();
         assert_eq!(cache.reserve(a, 40), 0);
-        let (last, ..) = cache.place(a, 1, 0, 0);
-        cache.page_mut(last)[0] = 7.0;
+        let page = |cache: &KvCache, id: SequenceId, block: usize| cache.sequence(id).pages[block];
+        let last = page(&cache, a, 1);
+        cache.pages[last][0] = 7.0;
         let b = cache.fork(a);
         assert_eq!((cache.len(b), cache.pages_in_use()), (40, 2));
         assert_eq!(cache.reserve(b, 1), 40);
         assert_eq!(cache.pages_in_use(), 3, "the half-full page was copied, the full one is shared");
-        let (copy, ..) = cache.place(b, 1, 0, 0);
+        let copy = page(&cache, b, 1);
         assert_ne!(copy, last);
-        assert_eq!(cache.page(copy)[0], 7.0);
-        assert_eq!(cache.place(a, 0, 0, 0), cache.place(b, 0, 0, 0));
+        assert_eq!(cache.pages[copy][0], 7.0);
+        assert_eq!(page(&cache, a, 0), page(&cache, b, 0));
         cache.reserve(a, 1);
-        assert_eq!(cache.place(a, 1, 0, 0).0, last, "the only owner left writes in place");
+        assert_eq!(page(&cache, a, 1), last, "the only owner left writes in place");
         cache.remove(a);
         assert_eq!(cache.pages_in_use(), 2);
         cache.remove(b);

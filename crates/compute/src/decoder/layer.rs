@@ -49,7 +49,6 @@ impl Decoder {
                 attention::forward(cpu, precision, attn, max, sum, qkv, batch, shape, self.attention(l));
             }
             Keys::Cache(cache, feeds) => {
-                attention::store(cache, qkv, feeds, l, shape);
                 attention::forward_cached(cpu, attn, qkv, cache, feeds, l, shape, self.attention(l));
             }
         }

@@ -5,7 +5,7 @@ use super::super::{Cpu, Precision, SharedMut};
 use super::{
     Block, Columns, KEYS, QUERIES, Queries, Rows, SCRATCH, Scratch, attend, floats, pack, padded_head,
 };
-use crate::cache::{KvCache, SequenceId};
+use crate::cache::{KvCache, SequenceId, SharedPages};
 use crate::config::{AttentionParams, Heads};
 
 /// One sequence's new tokens in a decoding step: rows `start..start + len` at `position..`.
@@ -17,51 +17,52 @@ pub(crate) struct Feed {
     pub(crate) position: usize,
 }
 
-/// Puts the keys and values of new rows into the cache.
-pub(crate) fn store(cache: &mut KvCache, qkv: Rows<'_>, feeds: &[Feed], layer: usize, shape: Heads) {
-    let (dp, precision) = (padded_head(shape.head_dim), cache.precision());
-    for feed in feeds {
-        for g in 0..shape.kv_heads {
-            for t in 0..feed.len {
-                let position = feed.position + t;
-                let lane = position % KEYS;
-                let (page, keys_at, values_at) = cache.place(feed.sequence, position / KEYS, layer, g);
-                let page = cache.page_mut(page);
-                let row = feed.start + t;
-                let keys = Columns::key(shape, g).of(qkv, row);
-                let values = Columns::value(shape, g).of(qkv, row);
-                match (precision, keys, values) {
-                    (Precision::Bf16, Rows::Halves(keys), Rows::Halves(values)) => {
-                        let halves: &mut [u16] = bytemuck::cast_slice_mut(page);
-                        for (i, &x) in keys.iter().enumerate() {
-                            halves[2 * (keys_at + i / 2 * KEYS + lane) + i % 2] = x;
-                        }
-                        let lane_of = |i: usize| 2 * (values_at + lane / 2 * dp + i) + lane % 2;
-                        values.iter().enumerate().for_each(|(i, &x)| halves[lane_of(i)] = x);
-                    }
-                    _ => {
-                        assert_eq!(
-                            precision,
-                            Precision::F32,
-                            "attention: a cache of bf16 takes numbers kept so"
-                        );
-                        let keys = floats(keys).iter().enumerate();
-                        keys.for_each(|(i, &x)| page[keys_at + i * KEYS + lane] = x);
-                        page[values_at + lane * dp..][..shape.head_dim].copy_from_slice(floats(values));
-                    }
+/// Puts the keys and values of a head of new rows into the cache.
+///
+/// # Safety
+///
+/// Nobody else has this head of the sequence's new pages.
+unsafe fn store(pages: &SharedPages<'_>, qkv: Rows<'_>, feed: Feed, layer: usize, g: usize, shape: Heads) {
+    let dp = padded_head(shape.head_dim);
+    for t in 0..feed.len {
+        let position = feed.position + t;
+        let lane = position % KEYS;
+        let head = pages.own_head(feed.sequence, position / KEYS, layer, g);
+        // SAFETY: the caller's promise.
+        let (keys_t, values) = unsafe { head.parts_mut() };
+        let row = feed.start + t;
+        match (Columns::key(shape, g).of(qkv, row), Columns::value(shape, g).of(qkv, row)) {
+            (Rows::Halves(keys), Rows::Halves(new)) => {
+                for (words, pair) in keys_t.chunks_exact_mut(KEYS).zip(keys.chunks(2)) {
+                    let second = pair.get(1).map_or(0, |&x| u32::from(x) << 16);
+                    words[lane] = f32::from_bits(u32::from(pair[0]) | second);
                 }
+                for (word, &x) in values[lane / 2 * dp..].iter_mut().zip(new) {
+                    let (x, other) = (u32::from(x), word.to_bits());
+                    let second = lane % 2 == 1;
+                    *word = f32::from_bits(if second {
+                        other & 0xffff | x << 16
+                    } else {
+                        other & 0xffff_0000 | x
+                    });
+                }
+            }
+            (keys, new) => {
+                let columns = keys_t.chunks_exact_mut(KEYS).zip(floats(keys));
+                columns.for_each(|(words, &x)| words[lane] = x);
+                values[lane * dp..][..shape.head_dim].copy_from_slice(floats(new));
             }
         }
     }
 }
 
-/// Attention of new rows over their sequences in the cache (their own keys already stored): the same bits
+/// Puts the keys and values of new rows into the cache, and attends over their sequences there: the same bits
 /// as [`forward`] on the whole sequences.
 pub(crate) fn forward_cached(
     cpu: &Cpu,
     out_nq: &mut [f32],
     qkv: Rows<'_>,
-    cache: &KvCache,
+    cache: &mut KvCache,
     feeds: &[Feed],
     layer: usize,
     shape: Heads,
@@ -77,14 +78,28 @@ pub(crate) fn forward_cached(
             tasks.extend((0..shape.kv_heads).map(|g| (*feed, g, t0)));
         }
     }
-    let out_nq = SharedMut::new(out_nq);
+    assert_eq!(
+        matches!(qkv, Rows::Halves(_)),
+        precision == Precision::Bf16,
+        "attention: a cache of {precision:?} takes numbers kept so"
+    );
+    let (out_nq, pages) = (SharedMut::new(out_nq), cache.shared());
+    // What several tasks read is there before they begin; what one reads it puts there itself.
+    let long: Vec<Feed> = feeds.iter().copied().filter(|feed| feed.len > QUERIES).collect();
+    cpu.for_each(long.len() * shape.kv_heads, |task| {
+        // SAFETY: a task owns a head of a sequence.
+        unsafe { store(&pages, qkv, long[task / shape.kv_heads], layer, task % shape.kv_heads, shape) };
+    });
     cpu.for_each(tasks.len(), |task| {
         let (feed, g, t0) = tasks[task];
         let t_end = feed.len.min(t0 + QUERIES);
+        if feed.len <= QUERIES {
+            // SAFETY: this is the only task of this head of the sequence.
+            unsafe { store(&pages, qkv, feed, layer, g, shape) };
+        }
         let block = |b: usize| {
-            let (page, keys_at, values_at) = cache.place(feed.sequence, b, layer, g);
-            let page = cache.page(page);
-            Block { keys_t: page[keys_at..].as_ptr(), values: page[values_at..].as_ptr() }
+            let head = pages.head(feed.sequence, b, layer, g);
+            Block { keys_t: head.keys(), values: head.values() }
         };
         SCRATCH.with_borrow_mut(|scratch| {
             let Scratch { packed, scores, weights, out, .. } = scratch;

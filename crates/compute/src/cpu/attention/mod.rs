@@ -24,7 +24,7 @@ mod softmax;
 use std::cell::RefCell;
 
 pub use backward::backward;
-pub(crate) use cached::{Feed, forward_cached, store};
+pub(crate) use cached::{Feed, forward_cached};
 use softmax::{Chunk, Running};
 
 use super::bf16;
