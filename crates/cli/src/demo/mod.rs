@@ -384,7 +384,7 @@ const REWARD: &[(&str, &str)] = &[
     ("learning_rate", "1e-3"),
     ("lr_scheduler_type", "cosine"),
     ("per_device_train_batch_size", "32"),
-    ("num_train_epochs", "1"),
+    ("num_train_epochs", "2"),
     ("max_length", "128"),
     ("center_rewards_coefficient", "0.01"),
     ("logging_steps", "100"),
