@@ -90,6 +90,9 @@ wide! {
     fn narrow_each = narrow_all(out: &mut [u16], x: &[f32])
 }
 
+/// # Safety
+///
+/// There are as many numbers as halves.
 #[inline(always)]
 unsafe fn narrow_all<W: Wide>(out: &mut [u16], x: &[f32]) {
     let (whole, rest) = out.as_chunks_mut::<32>();

@@ -10,10 +10,10 @@ use std::ops::Range;
 
 use super::super::tile::{self, A, Init, STEPS};
 use super::super::{Cpu, Isa, Precision, SharedMut, bf16, vector};
-use super::softmax::{self, Chunk, Pairs, Row};
+use super::softmax::{self, Pairs, Row};
 use super::{
     CHUNK, Columns, KEYS, Queries, Rows, SCRATCH, block_words, check, gather, gather_t, head_words, pack,
-    packed_rows, padded_head, path_rows,
+    packed_rows, padded_head, path_rows, score_rows,
 };
 use crate::batch::{Batch, Segment};
 use crate::config::{AttentionParams, Heads};
@@ -361,11 +361,11 @@ impl Task<'_> {
         d_z_rows.grow(CHUNK * lines_stride);
         p_rows.grow(CHUNK * lines_stride);
         d_q.grow(count * dp);
-        let all = Queries { packed: &[], rows: count, position, step: 1 }.blocks(p.window);
-        let mut start = all.start;
-        while start < all.end {
-            let end = all.end.min((start / CHUNK + 1) * CHUNK);
-            for (at, b) in (start..end).enumerate() {
+        let own_queries = Queries { packed: &[], rows: count, position, step: 1 };
+        for (c, chunk) in own_queries.chunks(p.window).enumerate() {
+            let start = chunk.first_key / KEYS;
+            let blocks = start..start + chunk.blocks;
+            for (at, b) in blocks.clone().enumerate() {
                 // Tiles of rows that are all before the block's keys see nothing of it.
                 let tile = isa.tile_rows(precision);
                 let first = (b * KEYS).saturating_sub(position) / tile * tile;
@@ -390,14 +390,6 @@ impl Task<'_> {
                     }
                 }
             }
-            let chunk = Chunk {
-                first_key: start * KEYS,
-                blocks: end - start,
-                rows: count,
-                position,
-                step: 1,
-                window: p.window,
-            };
             let pairs = Pairs {
                 d_keys: d_z_keys.as_mut_ptr().cast(),
                 d_rows: d_z_rows.as_mut_ptr().cast(),
@@ -408,10 +400,10 @@ impl Task<'_> {
             // SAFETY: the buffers hold a chunk of so many rows and lines.
             unsafe { softmax::gradients(isa, z, d_z, rounded.then_some(pairs), chunk, p, stats) };
 
-            let (a, k) = super::score_rows(precision, d_z, d_z_keys, 0, count, chunk.blocks);
+            let (a, k) = score_rows(precision, d_z, d_z_keys, 0, count, chunk.blocks);
             let (d_z_lines, p_lines) = if rounded { (&*d_z_rows, &*p_rows) } else { (&*d_z, &*z) };
-            let right = keys[start * block_values..end * block_values].as_ptr();
-            let init = if start == all.start { Init::Zero } else { Init::C };
+            let right = keys[start * block_values..blocks.end * block_values].as_ptr();
+            let init = if c == 0 { Init::Zero } else { Init::C };
             // SAFETY: `a` holds `count` rows of the chunk's scores, its keys are `[s][dp]`, `d_q` is `[count][dp]`.
             unsafe { isa.product(precision, d_q.as_mut_ptr(), dp, a, right, dp, count, dp, k, init) };
 
@@ -419,14 +411,13 @@ impl Task<'_> {
                 [(d_z_lines, &*queries, &mut *d_keys_t), (p_lines, &*d_out, &mut *d_values_t)]
             {
                 let a = left.turned(isa, precision, d);
-                for (at, b) in (start..end).enumerate() {
+                for (at, b) in blocks.clone().enumerate() {
                     let c = to[b * d * KEYS..][..d * KEYS].as_mut_ptr();
-                    let right = lines[at * steps * KEYS..][..steps * KEYS].as_ptr();
+                    let right = lines[at * lines_stride..][..lines_stride].as_ptr();
                     // SAFETY: `a` holds `d` channels of `steps`, the scores `steps` lines of 32, `c` is `[d][32]`.
                     unsafe { isa.product(precision, c, KEYS, a, right, KEYS, d, KEYS, steps, Init::C) };
                 }
             }
-            start = end;
         }
         for (&row, d_q) in own.iter().zip(d_q.chunks_exact(dp)) {
             // SAFETY: this head of this row belongs to this task.

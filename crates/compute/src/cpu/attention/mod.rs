@@ -92,6 +92,15 @@ impl Queries<'_> {
         let last = self.position + (self.rows - 1) * self.step;
         first_key(self.position, window) / KEYS..last / KEYS + 1
     }
+
+    /// Their chunks, cut by position, wherever the first key is.
+    fn chunks(&self, window: Option<usize>) -> impl Iterator<Item = Chunk> {
+        let (blocks, &Self { rows, position, step, .. }) = (self.blocks(window), self);
+        (blocks.start / CHUNK..blocks.end.div_ceil(CHUNK)).map(move |c| {
+            let (start, end) = (blocks.start.max(c * CHUNK), blocks.end.min((c + 1) * CHUNK));
+            Chunk { first_key: start * KEYS, blocks: end - start, rows, position, step, window }
+        })
+    }
 }
 
 fn first_key(position: usize, window: Option<usize>) -> usize {
@@ -120,34 +129,22 @@ unsafe fn attend(
 ) {
     let (rows, dp, words) = (queries.rows, padded_head(head_dim), head_words(precision, head_dim));
     let (_, block_values) = block_words(precision, head_dim);
-    let all = queries.blocks(p.window);
     let stride = rows * KEYS;
     scores.grow(CHUNK * stride);
     weights.grow(CHUNK * stride / 2);
     let a = packed_rows(queries.packed, rows, words);
     let mut running = Running::START;
-    let mut start = all.start;
-    while start < all.end {
-        // Chunks are cut by position, wherever the first key is.
-        let end = all.end.min((start / CHUNK + 1) * CHUNK);
-        for (at, b) in (start..end).enumerate() {
+    for (c, chunk) in queries.chunks(p.window).enumerate() {
+        let start = chunk.first_key / KEYS;
+        for at in 0..chunk.blocks {
+            let keys_t = block(start + at).keys_t;
             let c = scores[at * stride..(at + 1) * stride].as_mut_ptr();
             // SAFETY: `packed` holds `rows` of `w`, the block's keys are `[w][32]`, `c` has `rows` of 32.
-            unsafe {
-                isa.product(precision, c, KEYS, a, block(b).keys_t, KEYS, rows, KEYS, words, Init::Zero)
-            };
+            unsafe { isa.product(precision, c, KEYS, a, keys_t, KEYS, rows, KEYS, words, Init::Zero) };
         }
-        let chunk = Chunk {
-            first_key: start * KEYS,
-            blocks: end - start,
-            rows,
-            position: queries.position,
-            step: queries.step,
-            window: p.window,
-        };
         let pairs = (precision == Precision::Bf16).then_some(&mut weights[..]);
         softmax::weigh(isa, scores, pairs, chunk, p, &mut running);
-        if start > all.start {
+        if c > 0 {
             for (out_d, &shrunk) in out.chunks_exact_mut(dp).zip(&running.shrunk).filter(|(_, s)| **s != 1.0)
             {
                 out_d.iter_mut().for_each(|out| *out *= shrunk);
@@ -161,12 +158,11 @@ unsafe fn attend(
                 |more: usize| block(start + at + more).values == values.wrapping_add(more * block_values);
             let count = (1..chunk.blocks - at).take_while(|&more| follows(more)).count() + 1;
             let (a, k) = score_rows(precision, scores, weights, at, rows, count);
-            let init = if start + at == all.start { Init::Zero } else { Init::C };
+            let init = if c + at == 0 { Init::Zero } else { Init::C };
             // SAFETY: `a` holds `rows` of each block, its values are 32 keys of `dp`, `out` is `[rows][dp]`.
             unsafe { isa.product(precision, out.as_mut_ptr(), dp, a, values, dp, rows, dp, k, init) };
             at += count;
         }
-        start = end;
     }
     for (r, out_d) in out.chunks_exact_mut(dp).enumerate() {
         (max[r], sum[r]) = (running.max[r], running.sum(r));
